@@ -1,0 +1,48 @@
+# camelid. Two commands: `make chat` sets up and talks to a model, `make test` sets up and runs the tests.
+#
+#   make chat PROMPT="Why is the sky blue?"    answer once and exit
+#   make chat MODEL=path/or/name               talk to another model
+#   make chat TORCH_INDEX_URL=URL              take torch from another package index (a CPU-only one, say)
+#   make chat INDEX_URL=URL                    take everything from another package index
+#   make chat VENV=path PYTHON=python3.12      use or make another environment; a torch >= 2.11 in it is kept
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+MODEL ?= smollm2-135m-instruct
+INDEX_URL ?=
+TORCH_INDEX_URL ?=
+export PYTHON VENV TORCH INDEX_URL TORCH_INDEX_URL MODEL PROMPT
+
+.PHONY: help chat test test-all lint docs package clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile
+
+chat:
+	@sh scripts/set_up.sh chat
+	@"$$VENV/bin/camelid" chat "$$MODEL" $${PROMPT:+--prompt "$$PROMPT"}
+
+test: lint
+	@"$$VENV/bin/python" -m pytest -m "not slow and not gpu"
+
+test-all: lint
+	@"$$VENV/bin/python" -m pytest -m "not gpu"
+
+lint:
+	@sh scripts/set_up.sh test
+	@"$$VENV/bin/python" -m ruff check .
+	@"$$VENV/bin/python" -m ruff format --check .
+	@"$$VENV/bin/python" -m mypy
+
+docs:
+	@sh scripts/set_up.sh test
+	@"$$VENV/bin/python" -m camelid.cli.reference docs/reference/cli.md
+
+package:
+	@sh scripts/set_up.sh test
+	@sh scripts/check_package.sh
+
+clean:
+	rm -rf build dist

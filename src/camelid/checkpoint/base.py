@@ -1,0 +1,74 @@
+"""A checkpoint, whatever its format: a config, named tensors, and what travels with them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from camelid.codecs.packed import PackedTensor
+    from camelid.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a checkpoint says of one tensor, before it is read."""
+
+    name: str
+    """The architecture's Hugging Face name, whatever the file calls it."""
+    shape: tuple[int, ...]
+    """Row-major, as torch has it."""
+    format: str
+    """A weight format's name: a dense dtype ("float32", "bfloat16", "float16") or a block format ("q4_1")."""
+    num_bytes: int
+    """Bytes in the file."""
+
+
+class Checkpoint(ABC):
+    """An opened checkpoint. Opening reads headers only; tensors come one at a time, memory-mapped where possible."""
+
+    path: Path
+    format: str
+    """ "huggingface" or "gguf"."""
+
+    @property
+    @abstractmethod
+    def config(self) -> Mapping[str, Any]:
+        """The contents of a Hugging Face `config.json` that describes this model."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its Hugging Face name."""
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor | PackedTensor:
+        """One tensor: dense as it lies in the file, or packed blocks where the format is one of blocks."""
+
+    @abstractmethod
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer that came with the model.
+
+        Raises:
+            TokenizerError: none came, or it is broken.
+        """
+
+    @property
+    @abstractmethod
+    def chat_template(self) -> str | None:
+        """The Jinja chat template that came with the model."""
+
+    @property
+    @abstractmethod
+    def generation_config(self) -> Mapping[str, Any]:
+        """The contents of a `generation_config.json`; empty if none came."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the files; tensors already read stay valid."""

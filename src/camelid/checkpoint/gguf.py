@@ -1,0 +1,187 @@
+"""GGUF files: one file with metadata, vocabulary and tensors, dense or in blocks.
+
+The container is read by `camelid.base.gguf_header`; here its contents become a Hugging Face config and tensors with
+Hugging Face names. Block formats stay packed. (llama.cpp docs/gguf.md; gguf-py/gguf/constants.py.)
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from camelid.base.errors import FormatError, NotFoundError, did_you_mean
+from camelid.base.gguf_header import read_gguf_header
+from camelid.checkpoint.base import Checkpoint, TensorInfo
+from camelid.checkpoint.gguf_config import architecture_of, config_from_gguf, generation_config_from_gguf
+from camelid.checkpoint.safetensors import map_privately
+from camelid.codecs import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from mmap import mmap
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from camelid.base.gguf_header import GGUFTensorInfo
+    from camelid.codecs.packed import PackedTensor
+    from camelid.tokenizer import Tokenizer
+
+DENSE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""GGUF's dense types → torch's names."""
+
+ROPE_DIVISORS = "rope_freqs.weight"
+
+
+class GGUFCheckpoint(Checkpoint):
+    """An opened GGUF file; its tensors are views into a private memory map, where their rows need no reordering.
+
+    Raises:
+        NotFoundError: there is no such file.
+        FormatError: the file is damaged, or holds a tensor that is unknown or of a type that can't be read.
+        ConfigError: its architecture isn't supported.
+    """
+
+    format = "gguf"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._header = read_gguf_header(path)
+        self._architecture = architecture_of(self._header, path)
+        self._sources = self._rename()
+        with path.open("rb") as file:
+            self._map: mmap | None = map_privately(file)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The contents of a `config.json`, from the metadata and from which tensors there are.
+
+        Raises:
+            FormatError: a setting is missing or contradicts the tensors.
+            ConfigError: a setting that can't be honoured.
+        """
+        divisors = self._header.tensors.get(ROPE_DIVISORS)
+        return config_from_gguf(self._header, self.path, None if divisors is None else self._dense(divisors).float())
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its Hugging Face name."""
+        return {
+            name: TensorInfo(name, source.shape, _format_of(source), source.num_bytes)
+            for name, source in self._sources.items()
+        }
+
+    def read(self, name: str) -> Tensor | PackedTensor:
+        """One tensor, its rows in Hugging Face's order.
+
+        Raises:
+            NotFoundError: the file holds no such tensor.
+            FormatError: the tensor has not the number of heads that the metadata states.
+        """
+        source = self._sources.get(name)
+        if source is None:
+            raise NotFoundError(f"no tensor '{name}'", where=self.path, hint=did_you_mean(name, self._sources))
+        order_R = self._row_order(name, source)
+        if source.type_name in DENSE:
+            dense = self._dense(source)
+            return dense if order_R is None else dense.index_select(0, order_R)
+        from camelid.codecs.packed import PackedTensor
+
+        data_RB = self._bytes(source).view(source.num_elements // source.shape[-1], -1)
+        data_RB = data_RB if order_R is None else data_RB.index_select(0, order_R)
+        return PackedTensor(data_RB, _format_of(source), source.shape)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the file's own vocabulary."""
+        from camelid.tokenizer.gguf_vocab import from_gguf_metadata
+
+        return from_gguf_metadata(self._header.metadata)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The Jinja template under `tokenizer.chat_template`."""
+        template = self._header.metadata.get("tokenizer.chat_template")
+        if template is not None and not isinstance(template, str):
+            raise FormatError("the chat template is not a text", where=f"{self.path}, tokenizer.chat_template")
+        return template
+
+    @cached_property
+    def generation_config(self) -> Mapping[str, Any]:
+        """Where text begins and which tokens end a reply."""
+        return generation_config_from_gguf(self._header, self.path)
+
+    def close(self) -> None:
+        """Let go of the file; the map itself lives as long as a tensor looks into it."""
+        self._map = None
+
+    def _rename(self) -> dict[str, GGUFTensorInfo]:
+        """Hugging Face name → the tensor as the file describes it."""
+        readable = {*DENSE.values(), *FORMATS.names()}
+        sources = {}
+        for name, source in self._header.tensors.items():
+            stem, _, kind = name.rpartition(".")
+            pattern, layer = _split_layer(stem)
+            if pattern in self._architecture.derived:
+                continue
+            renamed = self._architecture.names.get(pattern)
+            if renamed is None or kind not in ("weight", "bias"):
+                raise FormatError(
+                    f"the tensor '{name}' has no place in the architecture '{self._architecture.model_type}'",
+                    where=self.path,
+                    hint="the model may be a variant that only its own tools read",
+                )
+            if _format_of(source) not in readable:
+                raise FormatError(
+                    f"the tensor '{name}' has the type {source.type_name}, which can't be read",
+                    where=self.path,
+                    hint="take the model in another quantisation: " + ", ".join(FORMATS.names()).upper(),
+                )
+            sources[f"{renamed.format(layer=layer)}.{kind}"] = source
+        return sources
+
+    def _row_order(self, name: str, source: GGUFTensorInfo) -> Tensor | None:
+        """Which row of the file comes where, or None if they are in order.
+
+        GGUF's llama rotates adjacent pairs of a head's dimensions, Hugging Face's its halves: row r·D/2 + i of a head
+        is the file's row 2i + r of it (transformers, models/llama/convert_llama_weights_to_hf.py).
+        """
+        pattern, _ = _split_layer(name.rpartition(".")[0])
+        heads_key = self._architecture.interleaved.get(pattern)
+        if heads_key is None:
+            return None
+        num_heads, head_dim, num_rows = self.config[heads_key], self.config["head_dim"], source.shape[0]
+        if num_rows != num_heads * head_dim or head_dim % 2:
+            raise FormatError(
+                f"the tensor '{source.name}' has {num_rows} rows, not {num_heads} heads of {head_dim}", where=self.path
+            )
+        import torch
+
+        return torch.arange(num_rows).view(num_heads, head_dim // 2, 2).transpose(1, 2).flatten()
+
+    def _dense(self, source: GGUFTensorInfo) -> Tensor:
+        import torch
+
+        dtype = getattr(torch, DENSE[source.type_name])
+        data = self._bytes(source)
+        if source.offset % dtype.itemsize:
+            data = data.clone()
+        return data.view(dtype).view(source.shape)
+
+    def _bytes(self, source: GGUFTensorInfo) -> Tensor:
+        import torch
+
+        assert self._map is not None, f"{self.path} is closed"
+        return torch.frombuffer(self._map, dtype=torch.uint8, count=source.num_bytes, offset=source.offset)
+
+
+def _format_of(source: GGUFTensorInfo) -> str:
+    return DENSE.get(source.type_name, source.type_name.lower())
+
+
+def _split_layer(name: str) -> tuple[str, str]:
+    """A name with its layer's number taken out: "blk.7.attn_q" → ("blk.{layer}.attn_q", "7")."""
+    found = re.search(r"\.(0|[1-9][0-9]*)\.", name)
+    if found is None:
+        return name, ""
+    return f"{name[: found.start(1)]}{{layer}}{name[found.end(1) :]}", found[1]

@@ -1,0 +1,14 @@
+"""The command line: one file per verb, each imported only when it is called."""
+
+from camelid.base.registry import Registry
+
+VERBS: Registry[object] = Registry(
+    "verb",
+    "camelid.verbs",
+    {
+        "chat": "camelid.cli.chat:app",
+        "models": "camelid.cli.models:app",
+        "pull": "camelid.cli.pull:app",
+        "tokenizer": "camelid.cli.tokenizer:app",
+    },
+)

@@ -1,0 +1,103 @@
+"""A conversation that fits the context: what `camelid chat` keeps, drops and saves."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from camelid.base.errors import ContextLengthError
+from camelid.base.files import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+    from pathlib import Path
+
+    from camelid.llm import LLM
+
+SHARE_FOR_REPLY = 4
+"""At least 1/4 of the context stays free for a reply: older turns are dropped to keep it so."""
+
+
+class Conversation:
+    """Messages of one conversation and the settings of its replies.
+
+    Policy when the context is full: the oldest question with its answers is dropped, again and again, until the rest
+    leaves room for a reply; the system message always stays. `num_dropped` counts the dropped turns.
+
+    Args:
+        llm: the model that answers.
+        system: the system message; None leaves it to the model's chat template.
+        sampling: fields of `SamplingParams`.
+    """
+
+    def __init__(self, llm: LLM, *, system: str | None = None, sampling: Mapping[str, Any] | None = None) -> None:
+        self.llm = llm
+        self.sampling = dict(sampling or {})
+        self.system = system
+        self.turns: list[dict[str, str]] = []
+        self.num_dropped = 0
+        self.num_reply_tokens = 0
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation in OpenAI's message schema."""
+        return [*self._system_messages, *self.turns]
+
+    @property
+    def _system_messages(self) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def clear(self) -> None:
+        """Forget every turn; the system message stays."""
+        self.turns = []
+
+    def ask(self, text: str) -> Generator[str]:
+        """Add the user's message and stream the reply; what was said of it is kept even if the caller stops early.
+
+        Raises:
+            ContextLengthError: this message alone does not fit the context; it is not kept.
+        """
+        turns = self._fitting([*self.turns, {"role": "user", "content": text}])
+        self.num_dropped += _num_questions(self.turns) + 1 - _num_questions(turns)
+        self.turns = turns
+        return self._reply()
+
+    def _reply(self) -> Generator[str]:
+        said = ""
+        self.num_reply_tokens = 0
+        chunks = self.llm.stream(self.messages, **self.sampling)
+        try:
+            for chunk in chunks:
+                said += chunk.text
+                self.num_reply_tokens += len(chunk.token_ids)
+                yield chunk.text
+        finally:
+            chunks.close()
+            self.turns.append({"role": "assistant", "content": said.strip()})
+
+    def _fitting(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The latest of the turns that leave room for a reply."""
+        limit = self.llm.context_length
+        while (num_tokens := self._num_tokens(turns)) > limit - limit // SHARE_FOR_REPLY:
+            next_question = next((i for i, turn in enumerate(turns) if i > 0 and turn["role"] == "user"), None)
+            if next_question is not None:
+                turns = turns[next_question:]
+            elif num_tokens < limit:
+                break
+            else:
+                raise ContextLengthError(
+                    f"the message is too long: {num_tokens} tokens with its surroundings, the context holds {limit}",
+                    hint="shorten it, or split it into parts",
+                )
+        return turns
+
+    def _num_tokens(self, turns: list[dict[str, str]]) -> int:
+        return len(self.llm.encode_prompt([*self._system_messages, *turns]))
+
+    def save(self, path: Path) -> None:
+        """Write the messages as JSON, atomically."""
+        write_text(path, json.dumps({"messages": self.messages}, ensure_ascii=False, indent=2) + "\n")
+
+
+def _num_questions(turns: list[dict[str, str]]) -> int:
+    return sum(turn["role"] == "user" for turn in turns)

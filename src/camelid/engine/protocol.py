@@ -1,0 +1,55 @@
+"""What generates token ids, whichever engine it is: the shape that trainers, evaluators and `LLM` hold on to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+    from camelid.base.errors import EngineError
+    from camelid.engine.params import SamplingParams
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+"""Why a reply ended: a stop token; `max_tokens` or the end of the context; a cancel; an error of this request alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step added to one request."""
+
+    request_id: int
+    token_ids: tuple[int, ...]
+    """New tokens; a stop token is not among them."""
+    finish_reason: FinishReason | None = None
+    """None while the request goes on."""
+    stop_token: int | None = None
+    """The token that ended the reply, if `finish_reason` is "stop"."""
+    error: EngineError | None = None
+    """What went wrong, if `finish_reason` is "error"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole reply."""
+
+    token_ids: list[int]
+    """The reply; neither the prompt nor the stop token is part of it."""
+    finish_reason: FinishReason
+    stop_token: int | None = None
+    """The token that ended the reply, if `finish_reason` is "stop"."""
+
+
+class Generator(Protocol):
+    """An engine that a trainer can roll out with: this one, or another behind the same two methods."""
+
+    def generate(
+        self, prompts: Iterable[Iterable[int]], params: SamplingParams | Iterable[SamplingParams]
+    ) -> list[Completion]:
+        """One completion per prompt, in order; one `params` for all, or one each."""
+
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace parameters by name; those not named keep their values."""

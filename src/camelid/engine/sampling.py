@@ -1,0 +1,163 @@
+"""Choosing the next token of each sequence.
+
+A row's token depends on its own logits, settings, seed and position alone, never on the rows beside it. Each filter is
+a threshold: tokens that score below it are dropped, so equal scores are kept or dropped together. The draw is by
+inversion of the cumulative distribution in order of token id.
+
+Shape suffixes: B sequences, V vocabulary, C best-scoring tokens of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as Rows
+
+    from torch import Tensor
+
+    from camelid.engine.sequence import Sequence
+
+NUM_CANDIDATES = 1024
+"""Best-scoring tokens that top-k and top-p look at first. All of a vocabulary of 49,152 are sorted in 3.9 ms a row,
+these are found in 0.4 ms, and they nearly always suffice; where they do not, all are sorted."""
+
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Factors of logits are kept within, so that fp32 neither overflows nor loses the order of the tokens."""
+
+
+@torch.inference_mode()
+def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[int | None]:
+    """The next token of each sequence; None where the logits hold NaN, or no finite greatest score.
+
+    Args:
+        logits_BV: fp32 scores.
+        sequences: one per row.
+    """
+    params = [sequence.params for sequence in sequences]
+    logits_BV = penalize_repetition(logits_BV, sequences)
+    best_B, greedy_B = logits_BV.max(dim=-1)
+    usable = best_B.isfinite().tolist()
+    tokens: list[int] = greedy_B.tolist()
+    drawing = [row for row, p in enumerate(params) if p.temperature > 0 and usable[row]]
+    if drawing:
+        scores_BV = logits_BV if len(drawing) == len(params) else logits_BV[drawing]
+        scores_BV = apply_temperature(scores_BV, [params[row].temperature for row in drawing])
+        thresholds_B = torch.maximum(
+            top_k_top_p_threshold(
+                scores_BV, [params[row].top_k for row in drawing], [params[row].top_p for row in drawing]
+            ),
+            min_p_threshold(scores_BV, [params[row].min_p for row in drawing]),
+        )
+        scores_BV = scores_BV.masked_fill(scores_BV < thresholds_B[:, None], -math.inf)
+        uniforms = [uniform(sequences[row].seed, sequences[row].num_generated) for row in drawing]
+        for row, token in zip(drawing, draw(scores_BV, uniforms), strict=True):
+            tokens[row] = token
+    return [token if ok else None for token, ok in zip(tokens, usable, strict=True)]
+
+
+def penalize_repetition(logits_BV: Tensor, sequences: Rows[Sequence]) -> Tensor:
+    """Divide positive and multiply negative logits of tokens already in the sequence (Keskar et al. 2019, §4.1)."""
+    penalized = [row for row, sequence in enumerate(sequences) if sequence.params.repetition_penalty != 1]
+    if not penalized:
+        return logits_BV
+    logits_BV = logits_BV.clone()
+    for row in penalized:
+        seen = torch.tensor(sequences[row].token_ids, device=logits_BV.device)
+        penalty = min(max(sequences[row].params.repetition_penalty, SMALLEST), LARGEST)
+        logits = logits_BV[row, seen]
+        logits_BV[row, seen] = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return logits_BV
+
+
+def apply_temperature(logits_BV: Tensor, temperatures: Rows[float]) -> Tensor:
+    """Logits divided by the temperature, shifted so that the greatest of each row is 0."""
+    temperatures_B1 = logits_BV.new_tensor([min(max(t, SMALLEST), LARGEST) for t in temperatures])[:, None]
+    return (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / temperatures_B1
+
+
+def top_k_top_p_threshold(scores_BV: Tensor, top_k: Rows[int], top_p: Rows[float]) -> Tensor:
+    """The score of the last token kept by top-k and then top-p; -inf where a row keeps all.
+
+    Top-k keeps the k best scores. Of these, top-p keeps the fewest best whose probability together, as a share of what
+    top-k kept, reaches p (Holtzman et al. 2019, §3.1). The best token is always kept.
+
+    Args:
+        scores_BV: logits after the temperature.
+        top_k: per row; 0 keeps all.
+        top_p: per row, in (0, 1]; 1 keeps all.
+
+    Returns:
+        [B].
+    """
+    thresholds_B = scores_BV.new_full((len(top_k),), -math.inf)
+    rows = [row for row, (k, p) in enumerate(zip(top_k, top_p, strict=True)) if k > 0 or p < 1]
+    for num_candidates in (NUM_CANDIDATES, scores_BV.shape[1]):
+        if not rows:
+            break
+        picked = torch.tensor(rows, device=scores_BV.device)
+        found_B, is_exact_B = _threshold_among(
+            scores_BV[picked], [top_k[row] for row in rows], [top_p[row] for row in rows], num_candidates
+        )
+        thresholds_B[picked] = found_B
+        rows = [row for row, is_exact in zip(rows, is_exact_B.tolist(), strict=True) if not is_exact]
+    return thresholds_B
+
+
+def _threshold_among(
+    scores_BV: Tensor, top_k: Rows[int], top_p: Rows[float], num_candidates: int
+) -> tuple[Tensor, Tensor]:
+    """Thresholds found among the best candidates [B], and whether all tokens would give the same ones [B]."""
+    vocab_size = scores_BV.shape[1]
+    num_candidates = min(num_candidates, vocab_size)
+    if num_candidates == vocab_size:
+        best_BC = scores_BV.sort(dim=-1, descending=True).values
+    else:
+        best_BC = scores_BV.topk(num_candidates, dim=-1).values
+    device = scores_BV.device
+    k_B1 = torch.tensor([k or vocab_size for k in top_k], device=device)[:, None]
+    p_B1 = torch.tensor([p if p < 1 else math.inf for p in top_p], dtype=torch.float64, device=device)[:, None]
+    kth_B1 = best_BC.gather(1, (k_B1 - 1).clamp(max=num_candidates - 1))
+
+    has_top_k_B1 = k_B1 < vocab_size
+    kept_BC = best_BC.masked_fill(best_BC < kth_B1, -math.inf).double()
+    total_B1 = torch.where(
+        has_top_k_B1, kept_BC.logsumexp(1, keepdim=True), scores_BV.logsumexp(1, keepdim=True).double()
+    )
+    mass_BC = (kept_BC - total_B1).exp()
+    is_kept_BC = (mass_BC.cumsum(1) - mass_BC < p_B1) & (kept_BC > -math.inf)
+    is_kept_BC[:, 0] = True
+    thresholds_B = best_BC.masked_fill(~is_kept_BC, math.inf).amin(1)
+
+    # What scores like the last candidate may go on among the tokens that were not looked at.
+    last_B1 = best_BC[:, -1:]
+    is_exact_B1 = (thresholds_B[:, None] > last_B1) & (~has_top_k_B1 | (kth_B1 > last_B1))
+    return thresholds_B, is_exact_B1[:, 0] | (num_candidates == vocab_size)
+
+
+def min_p_threshold(scores_BV: Tensor, min_p: Rows[float]) -> Tensor:
+    """The score of a token with min_p times the best token's probability, [B] (Nguyen et al. 2024, §3)."""
+    return scores_BV.amax(dim=-1) + scores_BV.new_tensor([math.log(p) if p > 0 else -math.inf for p in min_p])
+
+
+def draw(scores_BV: Tensor, uniforms: Rows[float]) -> list[int]:
+    """A token of each row's softmax: the first at which the cumulative probability exceeds the uniform number."""
+    cumulative_BV = scores_BV.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    aims_B1 = cumulative_BV[:, -1:] * cumulative_BV.new_tensor(uniforms)[:, None]
+    tokens: list[int] = torch.searchsorted(cumulative_BV, aims_B1, right=True)[:, 0].tolist()
+    return tokens
+
+
+def uniform(seed: int, index: int) -> float:
+    """The index-th number of a seed's stream, uniform in [0, 1) with 48 bits.
+
+    A keyed hash of a counter, as counter-based generators are built (Salmon et al. 2011, "Parallel Random Numbers: As
+    Easy as 1, 2, 3"): there is no state to keep, restore or share, so a preempted or batched sequence draws what it
+    would alone.
+    """
+    digest = hashlib.blake2b(index.to_bytes(8, "little"), digest_size=6, key=seed.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest, "little") / 2**48

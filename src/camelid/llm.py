@@ -1,0 +1,384 @@
+"""`LLM`: a checkpoint, its tokenizer, its chat format and an engine, as one object that speaks text.
+
+llm = camelid.load("smollm2-135m-instruct")
+llm.generate("Once upon a time", max_tokens=20).text
+llm.generate([{"role": "user", "content": "Hello"}], temperature=0.6, top_p=0.9, seed=1).text
+for chunk in llm.stream("Once upon a time", max_tokens=20):
+    print(chunk.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast, overload
+
+from camelid.base.errors import CamelidError, ChatFormatError, SamplingError, TokenizerError, did_you_mean
+from camelid.engine.params import SamplingParams
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor
+
+    from camelid.engine.engine import Engine
+    from camelid.model.base import LanguageModel
+    from camelid.tokenizer import Tokenizer
+    from camelid.tokenizer.chat import ChatFormat
+
+Message: TypeAlias = Mapping[str, Any]
+"""One message of OpenAI's schema: role, content, and what else the role has."""
+
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
+"""Text to continue, token ids to continue, or a conversation to answer."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished reply."""
+
+    text: str
+    """Without control tokens and without the stop text that ended it."""
+    token_ids: list[int]
+    """What the model produced, without the token that ended it."""
+    finish_reason: str
+    """"stop": the model or a stop text ended it; "length": `max_tokens` or the context did."""
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a reply that is being produced; the pieces' texts joined are the reply's text."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None = None
+    """None until the last piece."""
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    packed: bool | None = None,
+    **engine_options: Any,
+) -> LLM:
+    """Open a model: weights, tokenizer, chat format.
+
+    Args:
+        path_or_name: a folder, a file, a catalogue name (`camelid models`) or a hub id that has been pulled.
+        device: "cpu", "cuda", …; None picks the best present.
+        dtype: "float32", "bfloat16" or "float16"; None keeps what suits the device.
+        packed: keep quantised weights in their blocks; None: wherever there is a native kernel for them.
+        engine_options: further arguments of `camelid.engine.engine.Engine`.
+
+    Raises:
+        NotFoundError: no such path or name; the hint holds the nearest ones.
+        FormatError: a file is not what it says it is.
+        TokenizerError: the tokenizer does not fit the model.
+        ResourceError: the model does not fit into memory.
+    """
+    from camelid.base.runtime import parse_dtype, pick_device
+    from camelid.checkpoint import load_model, open_checkpoint
+    from camelid.checkpoint.catalogue import resolve
+
+    checkpoint = open_checkpoint(resolve(str(path_or_name)))
+    try:
+        tokenizer = checkpoint.load_tokenizer()
+        check_tokenizer_fits(tokenizer, checkpoint.config["vocab_size"], where=checkpoint.path)
+        model = load_model(
+            checkpoint,
+            device=pick_device(None if device is None else str(device)),
+            dtype=None if dtype is None else parse_dtype(dtype),
+            packed=packed,
+        )
+        return LLM(
+            model,
+            tokenizer,
+            chat_template=checkpoint.chat_template,
+            generation_config=checkpoint.generation_config,
+            **engine_options,
+        )
+    finally:
+        checkpoint.close()
+
+
+def check_tokenizer_fits(tokenizer: Tokenizer, vocab_size: int, where: object = None) -> None:
+    """Refuse a tokenizer that makes ids the model has no embedding for.
+
+    Raises:
+        TokenizerError: the tokenizer's vocabulary is larger than the model's.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise TokenizerError(
+            f"the tokenizer does not fit the model: it has {tokenizer.vocab_size} ids, the model {vocab_size}",
+            where=where,
+            hint="use the tokenizer that the model was trained with",
+        )
+
+
+class LLM:
+    """A language model that takes and gives text, token ids or conversations.
+
+    Args:
+        model: the weights.
+        tokenizer: its tokenizer.
+        chat_template: the Jinja template that came with it, if any.
+        generation_config: the contents of a `generation_config.json`; its end tokens stop replies.
+        engine_options: further arguments of `camelid.engine.engine.Engine`.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        chat_template: str | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+        **engine_options: Any,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.generation_config = dict(generation_config or {})
+        self._engine_options = engine_options
+        self._replies: dict[int, _Reply] = {}
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """How conversations become token ids.
+
+        Raises:
+            ChatFormatError: the model came without one (a base model).
+        """
+        from camelid.tokenizer.chat import chat_format_for
+
+        return chat_format_for(self.tokenizer, template=self.chat_template)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that runs the model."""
+        from camelid.engine.engine import Engine
+
+        return Engine(self.model, stop_ids=tuple(sorted(self.stop_ids)), **self._engine_options)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a reply: the model's end token, its generation config's, and its chat format's."""
+        configured = self.generation_config.get("eos_token_id", [])
+        ids = set(configured) if isinstance(configured, list) else {configured}
+        ids.add(self.tokenizer.special.eos)
+        with suppress(ChatFormatError):  # a base model has no turns to end
+            ids.update(self.chat_format.stop_ids)
+        return frozenset(i for i in ids if i is not None)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and reply together that the model can hold."""
+        return self.model.config.max_position_embeddings
+
+    def encode_prompt(self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """The token ids that the model is given for a prompt.
+
+        Text starts with the begin-of-sequence token where the model wants one; ids are taken as they are; a
+        conversation ends with the header of the assistant's turn.
+        """
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, bos=self.tokenizer.special.add_bos)
+        if _is_conversation(prompt):
+            return self.chat_format.render(prompt, tools=tools, add_generation_prompt=True).ids
+        return [int(token_id) for token_id in cast("Sequence[int]", prompt)]
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Scores of every next token at every position: fp32 [S, V], row s after ids[: s + 1].
+
+        Raises:
+            ContextLengthError: more ids than the context holds.
+        """
+        return self.engine.logits(ids)
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = ..., **sampling: Any
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], *, tools: Sequence[Mapping[str, Any]] | None = ..., **sampling: Any
+    ) -> list[Generation]: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **sampling: Any,
+    ) -> Generation | list[Generation]:
+        """Continue a text, continue token ids or answer a conversation; a list of prompts runs as one batch.
+
+        Args:
+            prompt: text, token ids, messages, or a list of any of these.
+            tools: JSON schemas of tools that a conversation may call.
+            sampling: fields of `SamplingParams`; greedy by default.
+
+        Raises:
+            ContextLengthError: the prompt leaves no room for a reply.
+            SamplingError: an unknown or impossible sampling setting.
+        """
+        params = sampling_params(sampling)
+        if not _is_batch(prompt):
+            return self._run([self.encode_prompt(cast("Prompt", prompt), tools=tools)], params)[0]
+        prompts = [self.encode_prompt(one, tools=tools) for one in cast("Sequence[Prompt]", prompt)]
+        return self._run(prompts, params)
+
+    def stream(
+        self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None, **sampling: Any
+    ) -> Generator[Chunk]:
+        """`generate` for one prompt, piece by piece; closing the iterator cancels the rest."""
+        return self._stream(self.encode_prompt(prompt, tools=tools), sampling_params(sampling))
+
+    def _stream(self, ids: list[int], params: SamplingParams) -> Generator[Chunk]:
+        request, reply = self._start(ids, params)
+        try:
+            while reply.finish_reason is None:
+                self._step()
+                while reply.chunks:
+                    yield reply.chunks.popleft()
+                reply.raise_error()
+        finally:
+            self._forget(request)
+
+    def _run(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[Generation]:
+        replies: dict[int, _Reply] = {}
+        try:
+            for ids in prompts:
+                request, reply = self._start(ids, params)
+                replies[request] = reply
+            while any(reply.finish_reason is None for reply in replies.values()):
+                self._step()
+            for reply in replies.values():
+                reply.raise_error()
+        finally:
+            for request in replies:
+                self._forget(request)
+        return [
+            Generation(reply.text, reply.token_ids, reply.finish_reason or "stop", len(ids))
+            for reply, ids in zip(replies.values(), prompts, strict=True)
+        ]
+
+    def _start(self, ids: list[int], params: SamplingParams) -> tuple[int, _Reply]:
+        request = self.engine.add(ids, params)
+        self._replies[request] = _Reply(self.tokenizer, params.stop)
+        return request, self._replies[request]
+
+    def _step(self) -> None:
+        """One step of the engine; every open reply gets its tokens, whoever asked for the step."""
+        for output in self.engine.step():
+            reply = self._replies.get(output.request_id)
+            if reply is None or reply.finish_reason:
+                continue
+            reply.error = output.error
+            stopped_by_text = reply.extend(output.token_ids, output.finish_reason)
+            if stopped_by_text and not output.finish_reason:
+                self.engine.cancel(output.request_id)
+
+    def _forget(self, request: int) -> None:
+        reply = self._replies.pop(request)
+        if reply.finish_reason is None:
+            self.engine.cancel(request)
+
+
+class _Reply:
+    """Turns one request's token ids into text and watches for stop texts.
+
+    Text that may be the start of a stop text is held back until it is known not to be.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.finish_reason: str | None = None
+        self.chunks: deque[Chunk] = deque()
+        self.error: CamelidError | None = None
+        self._stop = stop
+        self._decoder = tokenizer.stream()
+        self._held = ""
+
+    def extend(self, token_ids: Sequence[int], finish_reason: str | None) -> bool:
+        """Take new tokens; whether a stop text ended the reply."""
+        stopped = False
+        taken: list[int] = []
+        for token_id in token_ids:
+            taken.append(token_id)
+            self._held += self._decoder.push(token_id)
+            if stopped := self._cut_at_stop():
+                break
+        if finish_reason and not stopped:
+            self._held += self._decoder.flush()
+            stopped = self._cut_at_stop()
+        self.finish_reason = "stop" if stopped else finish_reason
+        keep = 0 if self.finish_reason else self._unsure()
+        text = self._held[: len(self._held) - keep]
+        self._held = self._held[len(text) :]
+        self.text += text
+        self.token_ids += taken
+        self.chunks.append(Chunk(text, taken, self.finish_reason))
+        return stopped
+
+    def raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def _cut_at_stop(self) -> bool:
+        found = [index for index in (self._held.find(stop) for stop in self._stop) if index >= 0]
+        if not found:
+            return False
+        self._held = self._held[: min(found)]
+        return True
+
+    def _unsure(self) -> int:
+        """How many of the last characters may be the start of a stop text."""
+        longest = 0
+        for stop in self._stop:
+            for length in range(1, min(len(stop), len(self._held) + 1)):
+                if self._held.endswith(stop[:length]):
+                    longest = max(longest, length)
+        return longest
+
+
+def sampling_params(settings: Mapping[str, Any], base: SamplingParams | None = None) -> SamplingParams:
+    """Sampling parameters from keywords.
+
+    Raises:
+        SamplingError: an unknown name, a value of the wrong type, or an impossible value.
+    """
+    known = {field.name for field in fields(SamplingParams)}
+    for name in settings:
+        if name not in known:
+            raise SamplingError(f"unknown sampling setting '{name}'", hint=did_you_mean(name, known))
+    try:
+        return replace(base or SamplingParams(), **settings)
+    except TypeError as error:
+        raise SamplingError(f"a sampling setting has the wrong type: {error}") from error
+
+
+def _is_conversation(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
+    return len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _is_batch(prompt: object) -> bool:
+    if isinstance(prompt, str):
+        return False
+    if not isinstance(prompt, Sequence):
+        raise CamelidError(
+            f"a prompt is text, token ids or messages, not {type(prompt).__name__}",
+            hint='for a tensor, pass ids.tolist(); for a message, pass [{"role": "user", "content": "…"}]',
+        )
+    if len(prompt) == 0:
+        return True
+    return isinstance(prompt[0], str) or (isinstance(prompt[0], Sequence) and not isinstance(prompt[0], Mapping))

@@ -1,0 +1,56 @@
+"""What every language model here is: a config and a token-flat forward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from torch import nn
+
+from camelid.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from camelid.model.attention import AttentionContext
+
+__all__ = ["LanguageModel", "ModelConfig"]
+
+
+class LanguageModel(nn.Module, ABC):
+    """A decoder over tokens that lie end to end.
+
+        hidden_TE = model(ids_T, positions_T, context)
+        logits_TV = model.logits(hidden_TE)
+
+    The two steps are apart so that a decoder computes logits only where it samples, and a trainer in chunks.
+    Parameter names are those of the architecture's Hugging Face checkpoint.
+    """
+
+    config_class: ClassVar[type[ModelConfig]]
+    """Reads the `config.json` of this architecture: `config_class.from_hf(settings)`."""
+
+    config: ModelConfig
+
+    @abstractmethod
+    def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
+        """Final hidden states [T, E], after the last norm.
+
+        Args:
+            ids_T: int64 token ids of all sequences, end to end.
+            positions_T: int64 position of each token in its own sequence.
+            context: knows the sequences' boundaries and the cache.
+        """
+
+    @abstractmethod
+    def logits(self, hidden_TE: Tensor) -> Tensor:
+        """Scores over the vocabulary, fp32 [T, V]."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Any) -> Self:
+        """The model with uninitialised parameters on the current default device (use `torch.device("meta")`)."""
+
+    @abstractmethod
+    def initialize(self, seed: int) -> None:
+        """Fill every parameter for training from scratch, reproducibly."""

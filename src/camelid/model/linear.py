@@ -1,0 +1,106 @@
+"""A weight matrix whose format is its own affair: dense, or in blocks of one of `camelid.codecs.FORMATS`.
+
+Shape suffixes: T tokens, I inputs (columns of the weight), O outputs (rows).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from camelid.base.errors import FormatError
+from camelid.codecs import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from camelid.codecs.base import BlockCodec
+    from camelid.codecs.packed import PackedTensor
+
+
+class Matrix(nn.Module):
+    """A weight [rows, columns], dense until `load_packed` replaces it.
+
+    Args:
+        rows: outputs of a projection, or entries of a vocabulary.
+        columns: inputs of a projection, or the size of an embedding.
+    """
+
+    weight: nn.Parameter | None
+    """The dense parameter; None once packed."""
+    packed: PackedTensor | None
+    """The packed blocks; None while dense."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.shape = (rows, columns)
+        self.weight = nn.Parameter(torch.empty(rows, columns))
+        self.packed = None
+        self._codec: BlockCodec | None = None
+
+    def load_packed(self, packed: PackedTensor) -> None:
+        """Replace the weight by packed blocks; nothing is unpacked.
+
+        Raises:
+            FormatError: the blocks stand for a matrix of another shape.
+            NotFoundError: there is no such weight format.
+        """
+        if tuple(packed.shape) != self.shape:
+            raise FormatError(f"a packed weight has the shape {tuple(packed.shape)} where {self.shape} belongs")
+        self._codec = FORMATS.load(packed.format)
+        self.packed = packed
+        self.weight = None
+
+    def multiply(self, x_TI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        """x · weightᵀ + bias: [T, O], typed like x."""
+        if self.packed is None:
+            assert self.weight is not None
+            return F.linear(x_TI, self.weight, bias_O)
+        assert self._codec is not None
+        out_TO = self._codec.matmul(x_TI, self.packed)
+        return out_TO if bias_O is None else out_TO + bias_O
+
+    def rows(self, ids_T: Tensor) -> Tensor:
+        """The rows with these numbers: [T, columns], fp32 if packed."""
+        if self.packed is None:
+            assert self.weight is not None
+            return F.embedding(ids_T, self.weight)
+        assert self._codec is not None
+        return self._codec.unpack_rows(self.packed, ids_T)
+
+    def extra_repr(self) -> str:
+        """Shape and block format, for printing."""
+        return f"{self.shape[0]}, {self.shape[1]}" + (f", {self.packed.format}" if self.packed else "")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the packed bytes along with the module; they are integers, so a change of dtype leaves them alone."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.packed is not None:
+            self.packed = replace(self.packed, data=fn(self.packed.data))
+        return self
+
+
+class Linear(Matrix):
+    """A projection: y = x · weightᵀ (+ bias).
+
+    Args:
+        in_features: columns of the weight.
+        out_features: rows of the weight.
+        bias: whether a bias is added.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(out_features, in_features)
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        """[T, I] → [T, O]."""
+        return self.multiply(x_TI, self.bias)

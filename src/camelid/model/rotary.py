@@ -1,0 +1,55 @@
+"""Rotary position embeddings in Hugging Face's layout: dimension i of a head forms a pair with dimension i + D/2.
+
+Meta's own files pair 2i with 2i + 1 instead; reading them permutes the rows of the query and key projections.
+
+Shape suffixes: T tokens, N heads (of queries, of keys, or both), D head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from camelid.model.rope import RopeParameters
+
+
+class Rotation(NamedTuple):
+    """How far each token's pairs are turned; computed once per forward pass and shared by all layers."""
+
+    cos_T1D: Tensor
+    """fp32; the cosine of each pair's angle at both of the pair's places."""
+    sin_T1D: Tensor
+    """fp32; the sine, negative at the first place of the pair."""
+
+    def apply(self, x_TND: Tensor) -> Tensor:
+        """Turn every head's pairs: (a, b) → (a·cos − b·sin, b·cos + a·sin), in fp32, returned in x's dtype."""
+        other_of_pair = x_TND.roll(x_TND.shape[-1] // 2, -1)
+        return (x_TND * self.cos_T1D).addcmul_(other_of_pair, self.sin_T1D).to(x_TND.dtype)
+
+
+class RotaryEmbedding:
+    """The angles of positions.
+
+    It is no module: its few numbers follow from the config, need not move with the model and cannot be lost on the meta
+    device.
+
+    Args:
+        parameters: the kind of frequencies and their settings.
+        head_dim: dimensions of a head (even).
+    """
+
+    def __init__(self, parameters: RopeParameters, head_dim: int) -> None:
+        self._frequencies = parameters.frequencies(head_dim)
+        self._amplitude = parameters.amplitude
+
+    def __call__(self, positions_T: Tensor) -> Rotation:
+        """The rotation of tokens at these positions."""
+        if self._frequencies.device != positions_T.device:
+            self._frequencies = self._frequencies.to(positions_T.device)
+        angles = positions_T[:, None, None].float() * self._frequencies
+        cos, sin = angles.cos() * self._amplitude, angles.sin() * self._amplitude
+        return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))

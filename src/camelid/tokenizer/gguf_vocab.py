@@ -1,0 +1,156 @@
+"""The vocabulary inside a GGUF file: the `tokenizer.ggml.*` keys (ggml docs/gguf.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from camelid.base.errors import TokenizerError, did_you_mean
+from camelid.tokenizer.added_tokens import AddedToken
+from camelid.tokenizer.base import SpecialTokens
+from camelid.tokenizer.byte_pairs import BytePairModel, tokenizer_json
+from camelid.tokenizer.hf_json import on_library, on_tiktoken
+from camelid.tokenizer.spm_model import Piece, PieceType, SentencePieceModel
+from camelid.tokenizer.split_patterns import GGUF_ADDS_BOS, GGUF_IGNORES_MERGES, GGUF_PRE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from camelid.tokenizer.base import Tokenizer
+
+_NONE: Final = 2**32 - 1
+"""-1 as the file's unsigned type holds it."""
+
+
+def from_gguf_metadata(metadata: Mapping[str, Any], *, where: object = "the GGUF metadata") -> Tokenizer:
+    """The tokenizer that a GGUF file carries.
+
+    Args:
+        metadata: the file's metadata; arrays may be lists or numpy arrays.
+        where: names the file in errors.
+
+    Raises:
+        TokenizerError: keys are missing or contradict each other, or the pre-tokenizer is not one that is known.
+    """
+    vocabulary = _Vocabulary(metadata, where)
+    model = vocabulary.get("model")
+    if model == "llama":
+        return _sentencepiece(vocabulary)
+    if model == "gpt2":
+        return _byte_pairs(vocabulary)
+    what = "there is no tokenizer in it" if model is None else f"the tokenizer model '{model}' is not supported"
+    raise TokenizerError(what, where=where, hint="'llama' (SentencePiece) and 'gpt2' (byte-level BPE) are")
+
+
+def _byte_pairs(vocabulary: _Vocabulary) -> Tokenizer:
+    pre = vocabulary.get("pre")
+    if pre not in GGUF_PRE:
+        what = "the file does not name its pre-tokenizer" if pre is None else f"the pre-tokenizer '{pre}' is not known"
+        raise TokenizerError(
+            f"{what}, so texts would be cut by guesswork",
+            where=f"{vocabulary.where}, tokenizer.ggml.pre",
+            hint="convert the model again with a recent converter" if pre is None else did_you_mean(str(pre), GGUF_PRE),
+        )
+    tokens = vocabulary.tokens()
+    types = vocabulary.types(len(tokens))
+    # Ids that only fill up the vocabulary are like control tokens: nothing in a text leads to them.
+    control = [i for i, kind in enumerate(types) if kind in (PieceType.CONTROL, PieceType.UNUSED, PieceType.UNKNOWN)]
+    written = [i for i, kind in enumerate(types) if kind == PieceType.USER_DEFINED]
+    added = [AddedToken(tokens[i], i, special=True) for i in control]
+    added += [AddedToken(tokens[i], i, special=False) for i in written]
+    others = set(range(len(tokens))).difference(control, written)
+    special = vocabulary.special(tokens, control, add_bos=pre in GGUF_ADDS_BOS)
+    model = BytePairModel(
+        vocab={token: i for i, token in enumerate(tokens) if i in others},
+        merges=vocabulary.merges(),
+        pattern=GGUF_PRE[pre],
+        ignore_merges=pre in GGUF_IGNORES_MERGES,
+        added=added,
+    )
+    tokenizer = on_tiktoken(model, special, lambda: tokenizer_json(model, special))
+    return tokenizer or on_library(tokenizer_json(model, special), special, vocabulary.where)
+
+
+def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
+    from camelid.tokenizer.spm import SentencePieceTokenizer
+
+    tokens = vocabulary.tokens()
+    types = vocabulary.types(len(tokens))
+    scores = vocabulary.array("scores")
+    if len(scores) != len(tokens):
+        raise TokenizerError(f"{len(scores)} scores do not fit {len(tokens)} tokens", where=vocabulary.where)
+    special = vocabulary.special(tokens, [], add_bos=True, bos=1, eos=2, unk=0)
+    unk = 0 if special.unk is None else special.unk
+    # SentencePiece wants exactly one unknown piece; some converters write it as a control token.
+    types = [PieceType.CONTROL if kind == PieceType.UNKNOWN else kind for kind in types]
+    types[unk] = PieceType.UNKNOWN
+    model = SentencePieceModel(
+        pieces=tuple(map(Piece, tokens, scores, types)),
+        byte_fallback=PieceType.BYTE in types,
+        unk_id=unk,
+        bos_id=-1 if special.bos is None else special.bos,
+        eos_id=-1 if special.eos is None else special.eos,
+        pad_id=-1 if special.pad is None else special.pad,
+        add_dummy_prefix=bool(vocabulary.get("add_space_prefix", True)),
+        remove_extra_whitespaces=bool(vocabulary.get("remove_extra_whitespaces", False)),
+    )
+    return SentencePieceTokenizer(model, add_bos=special.add_bos, where=vocabulary.where)
+
+
+class _Vocabulary:
+    """The keys, each checked when it is read."""
+
+    def __init__(self, metadata: Mapping[str, Any], where: object) -> None:
+        self.metadata = metadata
+        self.where = where
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.metadata.get(f"tokenizer.ggml.{name}", default)
+
+    def array(self, name: str) -> list[Any]:
+        value = self.get(name)
+        if value is None or isinstance(value, (str, int, float)):
+            raise TokenizerError(f"tokenizer.ggml.{name} is no array", where=self.where)
+        return list(value.tolist() if hasattr(value, "tolist") else value)
+
+    def tokens(self) -> list[str]:
+        tokens = self.array("tokens")
+        if not tokens or not all(isinstance(token, str) for token in tokens):
+            raise TokenizerError("tokenizer.ggml.tokens holds no texts", where=self.where)
+        if len(set(tokens)) < len(tokens):
+            twice = next(token for i, token in enumerate(tokens) if token in tokens[:i])
+            raise TokenizerError(f"the token {twice!r} comes twice", where=f"{self.where}, tokenizer.ggml.tokens")
+        return tokens
+
+    def types(self, count: int) -> list[int]:
+        if self.get("token_type") is None:
+            return [int(PieceType.NORMAL)] * count
+        types: list[int] = self.array("token_type")
+        if len(types) != count or not set(types) <= set(PieceType):
+            raise TokenizerError("tokenizer.ggml.token_type does not fit the tokens", where=self.where)
+        return types
+
+    def merges(self) -> list[tuple[str, str]]:
+        merges = []
+        for merge in self.array("merges"):
+            left, _, right = str(merge).partition(" ")
+            if not left or not right or " " in right:
+                raise TokenizerError(f"{merge!r} is no merge", where=f"{self.where}, tokenizer.ggml.merges")
+            merges.append((left, right))
+        return merges
+
+    def special(self, tokens: Sequence[str], control: Sequence[int], *, add_bos: bool, **ids: int) -> SpecialTokens:
+        """The control tokens; `add_bos` and the ids by role are what holds where the file does not say."""
+        keys = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+        roles = {role: self._id(f"{key}_token_id", ids.get(role), len(tokens)) for role, key in keys.items()}
+        add_bos = bool(self.get("add_bos_token", add_bos)) and roles["bos"] is not None
+        return SpecialTokens(ids={tokens[i]: i for i in control}, add_bos=add_bos, **roles)
+
+    def _id(self, name: str, default: int | None, count: int) -> int | None:
+        token_id = self.get(name, default)
+        if token_id is None or token_id == _NONE:
+            return None
+        if not isinstance(token_id, int) or not 0 <= token_id < count:
+            raise TokenizerError(
+                f"tokenizer.ggml.{name} is {token_id!r}, outside of the vocabulary of {count}", where=self.where
+            )
+        return token_id

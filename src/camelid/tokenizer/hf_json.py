@@ -1,0 +1,150 @@
+"""tokenizer.json: on tiktoken where that is proven to give the same ids, on the `tokenizers` library otherwise."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from camelid.base.errors import TokenizerError
+from camelid.tokenizer.added_tokens import AddedToken
+from camelid.tokenizer.byte_pairs import BytePairModel, rank_order, unspell
+from camelid.tokenizer.huggingface import special_tokens
+from camelid.tokenizer.split_patterns import known_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from camelid.tokenizer.base import SpecialTokens, Tokenizer
+
+
+def load_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, with the control tokens that the files beside it declare.
+
+    Args:
+        data: the file's content.
+        path: the file; its folder may hold tokenizer_config.json and the like.
+
+    Raises:
+        TokenizerError: the content is no tokenizer.json, or the files beside it contradict it.
+    """
+    try:
+        text = data.decode()
+        definition = json.loads(text)
+    except ValueError as error:
+        raise TokenizerError(f"this is no JSON: {error}", where=path) from error
+    if not isinstance(definition, dict) or not isinstance(definition.get("model"), dict):
+        raise TokenizerError(
+            "this JSON is no tokenizer.json: it has no 'model'",
+            where=path,
+            hint="a vocab.json with its merges.txt must be saved as tokenizer.json first",
+        )
+    try:
+        added = _added_tokens(definition)
+        vocab = _vocabulary(definition["model"])
+        template_bos = _template_bos(definition.get("post_processor"))
+        pairs = _byte_pairs(definition, vocab, added)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(f"this tokenizer.json is broken: {error!r}", where=path) from error
+    every = {**vocab, **{token.content: token.id for token in added}}
+    control = {token.content: token.id for token in added if token.special}
+    special = special_tokens(path.parent, every, control, template_bos=template_bos)
+    tokenizer = None if pairs is None else on_tiktoken(pairs, special, lambda: text)
+    return tokenizer or on_library(text, special, path)
+
+
+def on_tiktoken(model: BytePairModel, special: SpecialTokens, tokenizer_json: Callable[[], str]) -> Tokenizer | None:
+    """A byte-level BPE on tiktoken; None if that is not proven to give the same ids.
+
+    Args:
+        model: the vocabulary.
+        special: its control tokens; one that `model.added` lacks becomes an added token.
+        tokenizer_json: gives the same vocabulary as the text of a tokenizer.json.
+    """
+    order = rank_order(model)
+    known = {token.content for token in model.added}
+    promoted = [AddedToken(text, token_id, special=True) for text, token_id in special.ids.items() if text not in known]
+    if order is None or not {token.content for token in promoted}.isdisjoint(order):
+        return None
+    from camelid.tokenizer.tiktoken_bpe import TiktokenBPE
+
+    ranks = {unspell(token): model.vocab[token] for token in order}
+    unused = {model.vocab[token]: spelled_bytes(token) for token in model.vocab.keys() - set(order)}
+    return TiktokenBPE(ranks, model.pattern, [*model.added, *promoted], special, tokenizer_json, unused=unused)
+
+
+def on_library(text: str, special: SpecialTokens, where: object) -> Tokenizer:
+    """The tokenizer of any tokenizer.json on the `tokenizers` library.
+
+    Raises:
+        TokenizerError: the library refuses the file.
+    """
+    from camelid.tokenizer.library import LibraryTokenizer
+
+    return LibraryTokenizer(text, special, where)
+
+
+def spelled_bytes(token: str) -> bytes:
+    """The bytes of a token in the byte alphabet; of any other text, its UTF-8."""
+    try:
+        return unspell(token)
+    except UnicodeEncodeError:
+        return token.encode()
+
+
+def _added_tokens(definition: Mapping[str, Any]) -> list[AddedToken]:
+    return [
+        AddedToken(str(token["content"]), int(token["id"]), bool(token.get("special")))
+        for token in definition.get("added_tokens") or []
+    ]
+
+
+def _vocabulary(model: Mapping[str, Any]) -> Mapping[str, int]:
+    vocab = model["vocab"]
+    if isinstance(vocab, list):
+        return {piece: token_id for token_id, (piece, _score) in enumerate(vocab)}
+    if not all(isinstance(token_id, int) for token_id in vocab.values()):
+        raise ValueError("an id in model.vocab is no integer")
+    named: dict[str, int] = vocab
+    return named
+
+
+def _byte_pairs(
+    definition: Mapping[str, Any], vocab: Mapping[str, int], added: Sequence[AddedToken]
+) -> BytePairModel | None:
+    """The file as a plain byte-level BPE; None if it is more than that."""
+    model = definition["model"]
+    pattern = known_pattern(definition.get("pre_tokenizer"))
+    if pattern is None or definition.get("normalizer") or model.get("type", "BPE") != "BPE":
+        return None
+    if (definition.get("decoder") or {}).get("type") != "ByteLevel":
+        return None
+    changes = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    if any(model.get(name) for name in changes):
+        return None
+    if any(token.get(name) for token in definition.get("added_tokens") or [] for name in _TRIMMING):
+        return None
+    merges = [_pair(merge) for merge in model["merges"]]
+    return BytePairModel(vocab, merges, pattern, bool(model.get("ignore_merges")), added)
+
+
+_TRIMMING = ("lstrip", "rstrip", "single_word")
+
+
+def _pair(merge: object) -> tuple[str, str]:
+    """A merge as a list of two, or in the older form with a space between."""
+    left, right = merge.split(" ") if isinstance(merge, str) else (merge if isinstance(merge, list) else ())
+    return left, right
+
+
+def _template_bos(post_processor: Mapping[str, Any] | None) -> str | None:
+    """The control token that the file's own template puts before a text."""
+    if not post_processor:
+        return None
+    steps = post_processor["processors"] if post_processor.get("type") == "Sequence" else [post_processor]
+    for step in steps:
+        if step.get("type") == "TemplateProcessing" and step["single"] and "SpecialToken" in step["single"][0]:
+            return str(step["single"][0]["SpecialToken"]["id"])
+        if step.get("type") in ("BertProcessing", "RobertaProcessing"):
+            return str(step["cls"][0])
+    return None

@@ -1,0 +1,136 @@
+"""Whatever arrives, whenever, under whatever limits: every reply is the plain loop's, and nothing is left behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from tiny_engine_model import PlainLoop, TinyModel
+
+from camelid.engine.engine import Engine, StepStats
+from camelid.engine.params import SamplingParams
+
+STOP = 3
+CONTEXT = 40
+
+
+@dataclass(frozen=True)
+class Arrival:
+    prompt: list[int]
+    params: SamplingParams
+    after: int
+    """Steps since the arrival before."""
+    cancel_after: int | None
+    """Steps from arrival to cancel."""
+
+
+PARAMS = st.builds(
+    SamplingParams,
+    max_tokens=st.integers(1, 25),
+    temperature=st.sampled_from([0.0, 0.0, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 7]),
+    top_p=st.sampled_from([1.0, 0.9]),
+    min_p=st.sampled_from([0.0, 0.02]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    seed=st.integers(0, 2**63 - 1),
+    stop_token_ids=st.sampled_from([(), (1, 5)]),
+)
+ARRIVALS = st.lists(
+    st.builds(
+        Arrival,
+        prompt=st.lists(st.integers(0, 60), min_size=1, max_size=15),
+        params=PARAMS,
+        after=st.sampled_from([0, 0, 0, 1, 2, 5]),
+        cancel_after=st.none() | st.integers(0, 12),
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    arrivals=ARRIVALS,
+    num_blocks=st.integers(4, 20),
+    block_size=st.sampled_from([1, 4, 10]),
+    max_batch_tokens=st.sampled_from([1, 2, 5, 16, 512]),
+    max_sequences=st.sampled_from([1, 3, 10]),
+)
+def test_every_reply_is_the_plain_loops(
+    tiny_model: TinyModel,
+    plain_loop: PlainLoop,
+    arrivals: list[Arrival],
+    num_blocks: int,
+    block_size: int,
+    max_batch_tokens: int,
+    max_sequences: int,
+) -> None:
+    log: list[StepStats] = []
+    engine = Engine(
+        tiny_model,
+        stop_ids=(STOP,),
+        max_context=CONTEXT,
+        block_size=block_size,
+        cache_tokens=max(num_blocks * block_size, CONTEXT + block_size),
+        max_batch_tokens=max_batch_tokens,
+        max_sequences=max_sequences,
+        on_step=log.append,
+    )
+    replies: dict[int, list[int]] = {}
+    ends: dict[int, str] = {}
+    cancels: dict[int, int] = {}
+    upcoming, now, due = list(enumerate(arrivals)), 0, arrivals[0].after
+    while upcoming or engine.has_unfinished:
+        while upcoming and due <= now:
+            request, arrival = upcoming.pop(0)
+            engine.add(arrival.prompt, arrival.params, request_id=request)
+            replies[request] = []
+            if arrival.cancel_after is not None:
+                cancels[request] = now + arrival.cancel_after
+            due += upcoming[0][1].after if upcoming else 0
+        for request, when in cancels.items():
+            if when == now:
+                engine.cancel(request)
+        for output in engine.step():
+            assert output.request_id not in ends
+            replies[output.request_id] += output.token_ids
+            if output.finish_reason:
+                ends[output.request_id] = output.finish_reason
+        now += 1
+        assert now < 3000, "no starvation"
+
+    assert set(ends) == set(range(len(arrivals)))
+    for request, arrival in enumerate(arrivals):
+        expected = plain_loop(arrival.prompt, arrival.params, stop_ids=(STOP,))[: CONTEXT - len(arrival.prompt)]
+        if ends[request] == "cancelled":
+            assert replies[request] == expected[: len(replies[request])]
+        else:
+            assert replies[request] == expected
+    assert all(stats.num_tokens <= max_batch_tokens and stats.num_sequences <= max_sequences for stats in log)
+    free = engine.add([1], SamplingParams(max_tokens=1))
+    assert [output.request_id for output in engine.step()] == [free]
+    assert log[-1].num_free_blocks == max(free_blocks.num_free_blocks for free_blocks in log)
+    event("preempted" if log[-1].num_preemptions else "not preempted")
+
+
+def test_replies_survive_preemption(tiny_model: TinyModel, plain_loop: PlainLoop) -> None:
+    log: list[StepStats] = []
+    engine = Engine(tiny_model, max_context=40, cache_tokens=48, block_size=4, on_step=log.append)
+    prompts = [[i, 2 * i, 3 * i] for i in range(1, 7)]
+    each = [SamplingParams(max_tokens=20, temperature=float(i % 2), seed=i) for i in range(6)]
+    completions = engine.generate(prompts, each)
+    assert log[-1].num_preemptions >= 3
+    assert max(stats.num_sequences for stats in log) >= 3
+    assert [c.token_ids for c in completions] == [plain_loop(p, s) for p, s in zip(prompts, each, strict=True)]
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 3])
+def test_the_first_to_arrive_is_never_held_up(tiny_model: TinyModel, max_batch_tokens: int) -> None:
+    engine = Engine(tiny_model, max_batch_tokens=max_batch_tokens, cache_tokens=64, block_size=4)
+    first = engine.add([1, 2, 3], SamplingParams(max_tokens=6))
+    for i in range(10):
+        engine.add([i] * 20, SamplingParams(max_tokens=20))
+    outputs = [engine.step() for _ in range(-(-3 // max_batch_tokens) - 1 + 6)]
+    assert [o.finish_reason for step in outputs for o in step if o.request_id == first][-1] == "length"

@@ -1,0 +1,116 @@
+"""Who runs next: budgets are kept, order is arrival, and everybody finishes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from camelid.engine.block_manager import BlockManager
+from camelid.engine.params import SamplingParams
+from camelid.engine.scheduler import Scheduler
+from camelid.engine.sequence import Chunk, Sequence
+
+
+def new_scheduler(
+    *, num_blocks: int = 100, block_size: int = 4, max_batch_tokens: int = 16, max_sequences: int = 8
+) -> Scheduler:
+    blocks = BlockManager(num_blocks, block_size)
+    return Scheduler(blocks, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences)
+
+
+def new_sequence(request_id: int, num_prompt: int, num_new: int = 4) -> Sequence:
+    return Sequence(
+        request_id, [0] * num_prompt, SamplingParams(), seed=0, stop_ids=frozenset(), max_length=num_prompt + num_new
+    )
+
+
+def summary(chunks: list[Chunk]) -> list[tuple[int, int, int]]:
+    return [(chunk.sequence.request_id, chunk.start, chunk.length) for chunk in chunks]
+
+
+def run(scheduler: Scheduler, chunks: list[Chunk]) -> None:
+    """What the engine does with a step, each sampled token being 0."""
+    for chunk in chunks:
+        is_last = chunk.is_last
+        chunk.sequence.num_computed += chunk.length
+        if is_last:
+            chunk.sequence.token_ids.append(0)
+            if len(chunk.sequence) == chunk.sequence.max_length:
+                scheduler.remove(chunk.sequence)
+
+
+def test_the_token_budget_is_filled_in_order_of_arrival() -> None:
+    scheduler = new_scheduler(max_batch_tokens=16)
+    for request_id, num_prompt in enumerate((6, 20, 3)):
+        scheduler.add(new_sequence(request_id, num_prompt))
+    steps = []
+    for _ in range(3):
+        chunks = scheduler.schedule()
+        steps.append(summary(chunks))
+        run(scheduler, chunks)
+    assert steps == [[(0, 0, 6), (1, 0, 10)], [(0, 6, 1), (1, 10, 10), (2, 0, 3)], [(0, 7, 1), (1, 20, 1), (2, 3, 1)]]
+
+
+def test_no_more_sequences_run_than_allowed() -> None:
+    scheduler = new_scheduler(max_sequences=2)
+    for request_id in range(3):
+        scheduler.add(new_sequence(request_id, 2))
+    assert summary(scheduler.schedule()) == [(0, 0, 2), (1, 0, 2)]
+
+
+def test_when_blocks_run_out_the_latest_arrival_is_computed_again_later() -> None:
+    scheduler = new_scheduler(num_blocks=4, block_size=4)
+    first, second = new_sequence(0, 7, num_new=5), new_sequence(1, 4, num_new=4)
+    scheduler.add(first)
+    scheduler.add(second)
+    run(scheduler, scheduler.schedule())
+    assert [len(sequence.block_table) for sequence in (first, second)] == [2, 1]
+    run(scheduler, scheduler.schedule())  # the second takes the last free block
+    chunks = scheduler.schedule()
+    assert summary(chunks) == [(0, 8, 1)]
+    assert scheduler.num_preemptions == 1
+    assert (second.block_table, second.num_computed, len(second)) == ([], 0, 6)
+    while first in scheduler.running:
+        run(scheduler, chunks)
+        chunks = scheduler.schedule()
+    assert summary(chunks) == [(1, 0, 6)]
+
+
+def test_a_newcomer_leaves_room_for_those_that_run_to_grow() -> None:
+    scheduler = new_scheduler(num_blocks=4, block_size=4)
+    scheduler.add(new_sequence(0, 8))
+    scheduler.add(new_sequence(1, 8))
+    assert summary(scheduler.schedule()) == [(0, 0, 8)]
+
+
+@given(
+    requests=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 10), st.integers(0, 5)), min_size=1, max_size=12),
+    num_blocks=st.integers(14, 20),
+    max_batch_tokens=st.integers(1, 40),
+    max_sequences=st.integers(1, 6),
+)
+def test_budgets_hold_and_the_earliest_always_advances(
+    requests: list[tuple[int, int, int]], num_blocks: int, max_batch_tokens: int, max_sequences: int
+) -> None:
+    scheduler = new_scheduler(
+        num_blocks=num_blocks, block_size=3, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences
+    )
+    arrivals = [
+        (new_sequence(request_id, num_prompt, num_new), wait)
+        for request_id, (num_prompt, num_new, wait) in enumerate(requests)
+    ]
+    while arrivals or scheduler.running or scheduler.waiting:
+        while arrivals and (arrivals[0][1] <= 0 or not (scheduler.running or scheduler.waiting)):
+            scheduler.add(arrivals.pop(0)[0])
+        if arrivals:
+            arrivals[0] = (arrivals[0][0], arrivals[0][1] - 1)
+        unfinished = [*scheduler.running, *scheduler.waiting]
+        chunks = scheduler.schedule()
+        assert 1 <= sum(chunk.length for chunk in chunks) <= max_batch_tokens
+        assert len(scheduler.running) <= max_sequences
+        assert chunks[0].sequence is min(unfinished, key=lambda sequence: sequence.request_id)
+        for chunk in chunks:
+            assert chunk.start == chunk.sequence.num_computed
+            assert len(chunk.sequence.block_table) * 3 >= chunk.start + chunk.length
+        run(scheduler, chunks)
+    assert scheduler.blocks.num_free == num_blocks

@@ -1,0 +1,87 @@
+"""A small real model, in double precision so that no rounding depends on what runs beside a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from camelid.model.attention import AttentionContext
+from camelid.model.base import LanguageModel, ModelConfig
+
+PlainLoop = Callable[..., list[int]]
+"""The fixture `plain_loop`: prompt, params, stop_ids=, model= → reply."""
+
+
+@dataclass(frozen=True)
+class TinyConfig(ModelConfig):
+    model_type: ClassVar[str] = "tiny"
+    vocab_size: int = 61
+    hidden_size: int = 24
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 8
+    max_position_embeddings: int = 64
+    tie_word_embeddings: bool = False
+    dtype: str = "float32"
+
+    @classmethod
+    def from_hf(cls, settings: Mapping[str, Any]) -> Self:
+        return cls(**settings)
+
+    def to_hf(self) -> dict[str, Any]:
+        return vars(self)
+
+    @property
+    def num_parameters(self) -> int:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in TinyModel(self).parameters())
+
+
+class TinyModel(LanguageModel):
+    """Embeddings of token and position, two attention layers with grouped keys and values, a head."""
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.config: TinyConfig = config
+        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.tokens = nn.Embedding(config.vocab_size, width)
+        self.positions = nn.Embedding(config.max_position_embeddings, width)
+        self.queries = nn.ModuleList(nn.Linear(width, config.num_attention_heads * config.head_dim) for _ in range(2))
+        self.keys = nn.ModuleList(nn.Linear(width, kv_width) for _ in range(2))
+        self.values = nn.ModuleList(nn.Linear(width, kv_width) for _ in range(2))
+        self.outputs = nn.ModuleList(nn.Linear(config.num_attention_heads * config.head_dim, width) for _ in range(2))
+        self.head = nn.Linear(width, config.vocab_size)
+
+    def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
+        x = self.tokens(ids_T) + self.positions(positions_T)
+        for layer in range(self.config.num_hidden_layers):
+            q = self.queries[layer](x).unflatten(1, (self.config.num_attention_heads, -1))
+            k, v = (
+                part[layer](x).unflatten(1, (self.config.num_key_value_heads, -1)) for part in (self.keys, self.values)
+            )
+            attended = context.attend(layer, q, k, v, scale=self.config.head_dim**-0.5)
+            x = torch.tanh(x + self.outputs[layer](attended.flatten(1)))
+        return x
+
+    def logits(self, hidden_TE: Tensor) -> Tensor:
+        return self.head(hidden_TE).float()
+
+    @classmethod
+    def from_config(cls, config: TinyConfig) -> Self:
+        return cls(config)
+
+    def initialize(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.5, generator=generator)
+
+
+def new_tiny_model(seed: int = 0) -> TinyModel:
+    model = TinyModel.from_config(TinyConfig()).double()
+    model.initialize(seed)
+    return model
