@@ -57,7 +57,8 @@ def test_opening_a_folder_never_runs_its_code(single: Path, tmp_path: Path) -> N
     config["auto_map"] = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "modeling_evil.Evil")
     (single / "config.json").write_text(json.dumps(config))
 
-    load_model(HuggingFaceCheckpoint(single))
+    with pytest.warns(UserWarning, match="unknown key 'auto_map'"):
+        load_model(HuggingFaceCheckpoint(single))
 
     assert not canary.exists()
 

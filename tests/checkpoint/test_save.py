@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import safetensors.torch
+import tokenizers
 import torch
 from tiny import IDS, logits, tiny_model
 
+import camelid
 from camelid.base.errors import ConfigError, ResourceError
 from camelid.checkpoint import load_model, open_checkpoint, save_huggingface
 from camelid.checkpoint.lineage import read_lineage, verify_lineage
@@ -239,11 +241,18 @@ def test_a_disk_that_fills_up_leaves_the_earlier_save_as_it_was(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def test_the_tokenizer_is_written_beside_the_weights(tmp_path: Path) -> None:
-    class Saved:
-        def save(self, folder: Path) -> None:
-            (folder / "tokenizer.json").write_text("{}")
+def test_the_tokenizer_travels_along(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "vocabulary").mkdir()
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["a llama and another llama"], vocab_size=280, show_progress=False)
+    bpe.save(str(tmp_path / "vocabulary" / "tokenizer.json"))
+    tokenizer = camelid.load_tokenizer(tmp_path / "vocabulary")
 
-    save_huggingface(tiny_model(), tmp_path / "saved", tokenizer=Saved())  # type: ignore[arg-type]
+    save_huggingface(tiny_model(), tmp_path / "saved", tokenizer=tokenizer)
 
-    assert "tokenizer.json" in verify_lineage(tmp_path / "saved").files
+    text = "another alpaca, naïve"
+    with closing(open_checkpoint(tmp_path / "saved")) as checkpoint:
+        assert checkpoint.load_tokenizer().encode(text) == tokenizer.encode(text)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "saved")
+    assert theirs.encode(text) == tokenizer.encode(text)

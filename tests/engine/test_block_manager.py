@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camelid.engine.block_manager import BlockManager
@@ -50,6 +50,7 @@ def test_a_shared_block_is_free_when_its_last_holder_lets_go() -> None:
     assert blocks.num_free == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40), st.booleans()), max_size=60))
 def test_no_block_has_two_holders_and_none_is_lost(moves: list[tuple[int, int, bool]]) -> None:
     blocks = BlockManager(10, block_size=3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_engine_model import TinyConfig
 
@@ -78,6 +78,7 @@ def test_long_sequences_attend_one_by_one_beside_short_ones(monkeypatch: pytest.
     attend_in_steps([[3, 1], [7, 1], [2, 1], [5, 1, 1]], [[0], [3, 1, 2], [7], [4, 5, 6]], new_cache(8, 4))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_mix(data: st.DataObject) -> None:
     block_size = data.draw(st.sampled_from([1, 2, 5]))

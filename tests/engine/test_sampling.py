@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -78,6 +78,7 @@ SETTINGS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(SETTINGS, st.integers(0, 10_000), st.lists(st.integers(0, V - 1), min_size=1, max_size=8))
 def test_a_token_is_drawn_by_inverting_the_defined_distribution(
     params: SamplingParams, seed: int, token_ids: list[int]
@@ -94,10 +95,10 @@ def test_a_token_is_drawn_by_inverting_the_defined_distribution(
 @pytest.mark.parametrize("name", ["top_k", "top_p", "min_p", "repetition_penalty", "temperature", "all"])
 def test_filters_agree_with_transformers(name: str) -> None:
     processors = pytest.importorskip("transformers.generation.logits_process")
-    settings = {"top_k": 12, "top_p": 0.8, "min_p": 0.03, "repetition_penalty": 1.4, "temperature": 0.6}
+    values = {"top_k": 12, "top_p": 0.8, "min_p": 0.03, "repetition_penalty": 1.4, "temperature": 0.6}
     if name != "all":
-        settings = {name: settings[name]}
-    params = SamplingParams(**{"temperature": 1.0, **settings})  # type: ignore[arg-type]
+        values = {name: values[name]}
+    params = SamplingParams(**{"temperature": 1.0, **values})  # type: ignore[arg-type]
     classes = {
         "repetition_penalty": processors.RepetitionPenaltyLogitsProcessor,
         "temperature": processors.TemperatureLogitsWarper,
@@ -109,8 +110,8 @@ def test_filters_agree_with_transformers(name: str) -> None:
     logits = random_logits(20)
     theirs = logits.clone()
     for key, processor in classes.items():
-        if key in settings:
-            theirs = processor(settings[key])(torch.tensor([token_ids] * 20), theirs)
+        if key in values:
+            theirs = processor(values[key])(torch.tensor([token_ids] * 20), theirs)
 
     ours = penalize_repetition(logits, [new_sequence(params, token_ids)] * 20)
     ours = apply_temperature(ours, [params.temperature] * 20)
@@ -137,6 +138,7 @@ def test_equal_scores_are_kept_or_dropped_together() -> None:
     assert kept(scores, min_p_threshold(scores, [math.exp(-1)])) == [{0, 1, 2, 4}]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from([0, 1, 4, 5, 9, 400]), st.sampled_from([1.0, 0.99, 0.7, 0.2])), min_size=1, max_size=5
@@ -145,10 +147,10 @@ def test_equal_scores_are_kept_or_dropped_together() -> None:
     st.sampled_from([0.05, 1.0]),
 )
 def test_looking_at_the_best_candidates_first_changes_nothing(
-    settings: list[tuple[int, float]], seed: int, sharpness: float
+    rows: list[tuple[int, float]], seed: int, sharpness: float
 ) -> None:
-    scores = (random_logits(len(settings), seed, vocab_size=300) * sharpness).round(decimals=1)
-    top_k, top_p = zip(*settings, strict=True)
+    scores = (random_logits(len(rows), seed, vocab_size=300) * sharpness).round(decimals=1)
+    top_k, top_p = zip(*rows, strict=True)
     sets = []
     for sampling_candidates in (5, 300):
         with pytest.MonkeyPatch.context() as patch:
@@ -187,6 +189,7 @@ def test_positions_of_one_seed_draw_independently() -> None:
     assert sum((along[i] - 1000) ** 2 / 1000 for i in range(16)) < 37.7
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_a_row_does_not_depend_on_the_rows_beside_it(seed: int) -> None:
     chance = random.Random(seed)

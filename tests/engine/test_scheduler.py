@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camelid.engine.block_manager import BlockManager
@@ -83,6 +83,7 @@ def test_a_newcomer_leaves_room_for_those_that_run_to_grow() -> None:
     assert summary(scheduler.schedule()) == [(0, 0, 8)]
 
 
+@settings(deadline=None)
 @given(
     requests=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 10), st.integers(0, 5)), min_size=1, max_size=12),
     num_blocks=st.integers(14, 20),

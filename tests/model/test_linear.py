@@ -118,3 +118,7 @@ def test_a_packed_model_computes_what_its_unpacked_weights_do(tied: bool) -> Non
 
     assert logits.dtype == torch.float32
     assert (logits - expected).abs().max() <= 0.02 * expected.abs().max()
+
+    in_bf16 = packed.bfloat16()(ids, context.positions(), context)
+    assert in_bf16.dtype == torch.bfloat16
+    assert (packed.logits(in_bf16) - expected).abs().max() <= 0.1 * expected.abs().max()

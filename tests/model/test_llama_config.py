@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from camelid.base.errors import ConfigError
-from camelid.model.llama_config import LlamaConfig
+from camelid.model.llama_config import HONOURED, LlamaConfig
 from camelid.model.presets import PRESETS
-from camelid.model.rope import Llama3Rope, RopeParameters
+from camelid.model.rope import ROPE_TYPES, Llama3Rope, RopeParameters
 
 MINIMAL: dict[str, Any] = {
     "model_type": "llama",
@@ -234,6 +236,36 @@ def test_rope_settings_that_cannot_be_honoured_are_refused(rope: dict[str, Any],
 def test_llama3_rope_wants_its_blend_the_right_way_round() -> None:
     with pytest.raises(ConfigError, match="high_freq_factor"):
         Llama3Rope(factor=8.0, low_freq_factor=4.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=4,
+)
+ROPE_KEYS = sorted({"type", "rope_type", *(f.name for kind in ROPE_TYPES.values() for f in fields(kind))})
+KEYS = sorted({*LLAMA_3_2_1B_ON_THE_HUB, *HONOURED, "rope_parameters", "dtype", "quantization_config"})
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(
+    st.dictionaries(st.sampled_from(KEYS), JSON, max_size=3),
+    st.none() | st.dictionaries(st.sampled_from(ROPE_KEYS), JSON | st.sampled_from(sorted(ROPE_TYPES)), max_size=5),
+)
+def test_whatever_a_file_holds_is_a_config_or_a_config_error(
+    changes: dict[str, Any], rope: dict[str, Any] | None
+) -> None:
+    warnings.simplefilter("ignore")
+    settings = {**LLAMA_3_2_1B_ON_THE_HUB, **changes}
+    if rope is not None:
+        settings["rope_scaling"] = rope
+    try:
+        config = LlamaConfig.from_hf(settings)
+    except ConfigError:
+        return
+    assert config.num_parameters > 0
+    assert LlamaConfig.from_hf(config.to_hf()) == config
+    assert config.rope_parameters.frequencies(config.head_dim).isfinite().all()
 
 
 def test_a_theta_in_the_table_wins_over_one_beside_it() -> None:

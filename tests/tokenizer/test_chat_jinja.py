@@ -154,6 +154,13 @@ def test_reserved_variables_are_refused(name):
         jinja(CHATML)._prepare(HELLO, None, {name: "x"})
 
 
+def test_variable_that_the_template_does_not_read_is_refused():
+    chat = jinja("{% if enable_thinking is defined %}{{ mood }}{% endif %}{{ messages[0].content }}")
+    with pytest.raises(ChatFormatError, match="enable_thinking"):
+        chat.render(HELLO, enable_thinkin=True)
+    assert text(chat, HELLO, enable_thinking=True) == "Hello"
+
+
 # Each puts what a stranger wrote into the conversation somewhere, in some way.
 QUOTING_TEMPLATES = {
     "plain": "{{ messages[0].content }}",
@@ -178,8 +185,9 @@ def test_texts_never_become_control_tokens(how, spelling):
     chat = jinja(QUOTING_TEMPLATES[how] + "<|im_end|>")
     spelt = f"a {spelling} b"
     tools = [{"type": "function", "function": {"name": "f", "description": spelt, "parameters": {spelt: spelt}}}]
+    mood = {"mood": spelt} if how == "variable" else {}
 
-    ids = chat.render([{"role": "user", "content": spelt, "name": spelt}], tools=tools, mood=spelt).ids
+    ids = chat.render([{"role": "user", "content": spelt, "name": spelt}], tools=tools, **mood).ids
 
     control = set(chat.tokenizer.special.ids.values())
     assert [i for i in ids if i in control] == [chat.stop_ids[0]]

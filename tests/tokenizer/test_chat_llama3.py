@@ -193,7 +193,7 @@ def test_ids_of_the_released_vocabulary():
     from camelid.tokenizer import load_tokenizer
 
     package = Path(next(iter(spec.submodule_search_locations)))
-    chat = chat_format_for(load_tokenizer(package / "models" / "llama3" / "tokenizer.model"), template=None)
+    chat = chat_format_for(load_tokenizer(package / "llama3" / "tokenizer.model"), template=None)
 
     rendered = chat.render([user("This is a test sentence."), {"role": "assistant", "content": "Hello world"}])
 

@@ -11,14 +11,18 @@ here touches the network; `camelid.checkpoint.pull` does.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from camelid.base.errors import NotFoundError, did_you_mean
 from camelid.base.runtime import home
 from camelid.model.presets import PRESETS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class CatalogueEntry:
     preset: str
     """Its shape: a key of `camelid.model.presets.PRESETS`."""
     source: PackageSource | HubSource
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """What its makers recommend, where the checkpoint itself does not say: fields of `SamplingParams`."""
 
     @property
     def licence(self) -> str:
@@ -94,7 +100,8 @@ CHAT_MODELS = {
 
 
 def _catalogue() -> dict[str, CatalogueEntry]:
-    entries = [CatalogueEntry("smollm2-135m-instruct", "smollm2-135m", SMOLLM2)]
+    # Temperature and top-p: the model card of SmolLM2-135M-Instruct.
+    entries = [CatalogueEntry("smollm2-135m-instruct", "smollm2-135m", SMOLLM2, {"temperature": 0.2, "top_p": 0.9})]
     entries += [CatalogueEntry(p.name, p.name, HubSource(p.hub_id)) for p in PRESETS.values() if p.hub_id]
     entries += [CatalogueEntry(name, preset, HubSource(repo)) for name, (preset, repo) in CHAT_MODELS.items()]
     return {entry.name: entry for entry in entries}

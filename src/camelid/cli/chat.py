@@ -14,6 +14,8 @@ from camelid.base.errors import CamelidError
 from camelid.cli.main import print_error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from camelid.cli.conversation import Conversation
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -27,7 +29,7 @@ HELP = '''\
   """             start and end a message of several lines; a line that ends in \\ goes on too
   Ctrl-C          stop the reply'''
 
-app = typer.Typer(help="Talk to a model in the terminal, or ask it one thing.")
+app = typer.Typer(add_completion=False, help="Talk to a model in the terminal, or ask it one thing.")
 
 
 @app.command()
@@ -69,16 +71,21 @@ def _open(model: str, system: str | None, given: dict[str, Any], device: str | N
     from camelid.llm import load
 
     llm = load(model, device=device, dtype=dtype)
-    conversation = Conversation(llm, system=system, sampling={**recommended_sampling(llm.generation_config), **given})
+    sampling = {**recommended_sampling(model, llm.generation_config), **given}
+    conversation = Conversation(llm, system=system, sampling=sampling)
     assert llm.chat_format  # a base model has none: say so now, not at the first message
     _tell(f"ready in {time.monotonic() - started:.1f} s: context {llm.context_length} tokens")
     return conversation
 
 
-def recommended_sampling(generation_config: Any) -> dict[str, Any]:
-    """The temperature, top-k and top-p of a generation config; Meta's 0.6 and 0.9 where it has none."""
-    known = {k: generation_config[k] for k in ("temperature", "top_k", "top_p") if generation_config.get(k) is not None}
-    return known if known else {"temperature": 0.6, "top_p": 0.9}
+def recommended_sampling(model: str, generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checkpoint or the catalogue recommends; else the 0.6 and 0.9 of Meta's reference code."""
+    from camelid.checkpoint.catalogue import CATALOGUE
+
+    in_checkpoint = {name: generation_config.get(name) for name in ("temperature", "top_k", "top_p")}
+    given = {name: value for name, value in in_checkpoint.items() if value is not None}
+    in_catalogue = CATALOGUE[model].sampling if model in CATALOGUE else {}
+    return given or dict(in_catalogue) or {"temperature": 0.6, "top_p": 0.9}
 
 
 def _talk(conversation: Conversation, model: str, stats: bool) -> None:

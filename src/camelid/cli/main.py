@@ -40,16 +40,21 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def camelid(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    """The open Llama system: train, adapt, quantise, serve and talk to Llama-family models."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from camelid import __version__
 
         print(f"camelid {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def camelid(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """The open Llama system: train, adapt, quantise, serve and talk to Llama-family models."""
 
 
 def main() -> None:

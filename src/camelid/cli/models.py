@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16")
 
-app = typer.Typer(help="List the models that can be had and the shapes that can be trained.")
+app = typer.Typer(add_completion=False, help="List the models that can be had and the shapes that can be trained.")
 
 
 @app.callback(invoke_without_command=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Get a model: from the catalogue, or a Hugging Face id such as org/name.")
+app = typer.Typer(add_completion=False, help="Get a model: from the catalogue, or a Hugging Face id such as org/name.")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Train a tokenizer, or see how one cuts a text.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Train a tokenizer, or see how one cuts a text.", no_args_is_help=True)
 
 
 @app.command()

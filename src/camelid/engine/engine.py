@@ -16,7 +16,7 @@ from camelid.engine.block_manager import BlockManager
 from camelid.engine.kv_cache import PagedContext, PagedKVCache
 from camelid.engine.model_runner import ModelRunner
 from camelid.engine.params import SamplingParams
-from camelid.engine.protocol import Completion, StepOutput
+from camelid.engine.protocol import Completion, Generator, StepOutput
 from camelid.engine.sampling import sample
 from camelid.engine.scheduler import Scheduler
 from camelid.engine.sequence import Sequence
@@ -50,8 +50,8 @@ class StepStats:
     """Since the engine was made."""
 
 
-class Engine:
-    """Continues prompts of token ids, many at a time. It implements the `Generator` protocol.
+class Engine(Generator):
+    """Continues prompts of token ids, many at a time.
 
         engine = Engine(model, stop_ids=(2,))
         engine.generate([[1, 5, 9], [1, 7]], SamplingParams(max_tokens=20))

@@ -47,10 +47,8 @@ class PagedKVCache:
         self.dtype = dtype
         shape = (num_blocks * block_size, config.num_key_value_heads, config.head_dim)
         layers = range(config.num_hidden_layers)
-        # Not in inference mode, whose tensors could be written to in no other.
-        with torch.inference_mode(False):
-            self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
-            self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
+        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
+        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:

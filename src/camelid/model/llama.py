@@ -90,7 +90,8 @@ class Decoder(nn.Module):
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
         """[T] → [T, E]."""
-        x_TE = self.embed_tokens(ids_T)
+        # The norms are never packed: their dtype is the one that the model computes in.
+        x_TE = self.embed_tokens(ids_T).to(self.norm.weight.dtype)
         rotation = self.rotary(positions_T)
         for block in self.layers:
             x_TE = block(x_TE, rotation, context)

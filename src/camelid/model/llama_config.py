@@ -85,7 +85,7 @@ class LlamaConfig(ModelConfig):
             require_flag(name, getattr(self, name))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             _require_token_ids(name, getattr(self, name), many=name == "eos_token_id")
-        if self.dtype not in BYTES_PER_ELEMENT:
+        if not isinstance(self.dtype, str) or self.dtype not in BYTES_PER_ELEMENT:
             raise ConfigError(f"dtype must be one of {', '.join(BYTES_PER_ELEMENT)}, not {self.dtype!r}", where="dtype")
 
     def _derive(self, name: str, value: int) -> bool:

@@ -139,7 +139,7 @@ class YarnRope(RopeParameters):
         super().__post_init__()
         require_count("original_max_position_embeddings", self.original_max_position_embeddings)
         for name in ("factor", "beta_fast", "beta_slow"):
-            require_number(name, getattr(self, name), above=0, at_most=1e6)
+            require_number(name, getattr(self, name), above=1e-6, at_most=1e6)
         for name in ("attention_factor", "mscale", "mscale_all_dim"):
             if (value := getattr(self, name)) is not None:
                 require_number(name, value, above=0, at_most=1e6)

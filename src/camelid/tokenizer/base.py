@@ -88,8 +88,7 @@ class Tokenizer(ABC):
         Raises:
             TokenizerError: the vocabulary has no such id.
         """
-        decoder = self.stream(skip_special=skip_special)
-        return "".join(map(decoder.push, ids)) + decoder.flush()
+        return self.stream(skip_special=skip_special).push_all(ids)
 
     def stream(self, *, skip_special: bool = True, continuing: bool = False) -> StreamDecoder:
         """A decoder that takes ids one at a time and gives out only whole characters.
@@ -140,18 +139,24 @@ class StreamDecoder:
         Raises:
             TokenizerError: the vocabulary has no such id.
         """
-        if token_id in self._control:
-            return "" if self._skip_special else self._utf8.decode(self._tokenizer.token_bytes(token_id))
-        piece = self._tokenizer.token_bytes(token_id)
-        if not self._started:
-            self._started = True
-            if token_id in self._tokenizer.dummy_space_ids:
-                piece = piece[1:]
-        return self._utf8.decode(piece)
+        return self._utf8.decode(self._bytes(token_id))
+
+    def push_all(self, ids: Sequence[int]) -> str:
+        """What `push` of every id and `flush` give, joined."""
+        return self._utf8.decode(b"".join(map(self._bytes, ids)), final=True)
 
     def flush(self) -> str:
         """What is left when no more ids come: U+FFFD for a character that was never completed."""
         return self._utf8.decode(b"", final=True)
+
+    def _bytes(self, token_id: int) -> bytes:
+        data = self._tokenizer.token_bytes(token_id)
+        if token_id in self._control:
+            return b"" if self._skip_special else data
+        if not self._started:
+            self._started = True
+            return data[1:] if token_id in self._tokenizer.dummy_space_ids else data
+        return data
 
 
 def scalar_text(text: str) -> str:

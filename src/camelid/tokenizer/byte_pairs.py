@@ -151,6 +151,13 @@ def every_cut(tokens: Sequence[bytes]) -> list[tuple[str, str]]:
 
 def tokenizer_json(model: BytePairModel, special: SpecialTokens) -> str:
     """The tokenizer.json of a model, read alike by `tokenizers`, transformers and `load_tokenizer`."""
+    vocab = dict(model.vocab)
+    ids_after_it = [token.id for token in sorted(model.added, key=_id)] == list(
+        range(len(vocab), len(vocab) + len(model.added))
+    )
+    if not ids_after_it:
+        # `tokenizers` numbers added tokens itself, after the vocabulary, unless they are in it.
+        vocab |= {token.content: token.id for token in model.added}
     return json.dumps(
         {
             "version": "1.0",
@@ -170,7 +177,7 @@ def tokenizer_json(model: BytePairModel, special: SpecialTokens) -> str:
                 "fuse_unk": False,
                 "byte_fallback": False,
                 "ignore_merges": model.ignore_merges,
-                "vocab": dict(model.vocab),
+                "vocab": vocab,
                 "merges": [list(pair) for pair in model.merges],
             },
         },
@@ -181,12 +188,16 @@ def tokenizer_json(model: BytePairModel, special: SpecialTokens) -> str:
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
 
 
+def _id(token: AddedToken) -> int:
+    return token.id
+
+
 def added_tokens_json(added: Sequence[AddedToken]) -> list[dict[str, Any]]:
     """tokenizer.json's `added_tokens`."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
         {"id": token.id, "content": token.content, **plain, "special": token.special}
-        for token in sorted(added, key=lambda token: token.id)
+        for token in sorted(added, key=_id)
     ]
 
 

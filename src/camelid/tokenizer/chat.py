@@ -56,11 +56,14 @@ class ChatFormat(ABC):
     name: str
     template: str
     """The Jinja text that renders the same bytes; it goes into exported folders."""
-    stop_ids: tuple[int, ...]
-    """Ids that end an assistant's turn."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+
+    @property
+    @abstractmethod
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an assistant's turn."""
 
     @abstractmethod
     def render(

@@ -13,7 +13,6 @@ from camelid.tokenizer.chat import NativeFormat
 from camelid.tokenizer.chat_spans import Span
 
 if TYPE_CHECKING:
-    from camelid.tokenizer.base import Tokenizer
     from camelid.tokenizer.chat_messages import Json, Message
 
 
@@ -39,9 +38,10 @@ class ChatMLFormat(NativeFormat):
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__(tokenizer)
-        self.stop_ids = (tokenizer.special.ids["<|im_end|>"],)
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """<|im_end|>."""
+        return (self.tokenizer.special.ids["<|im_end|>"],)
 
     def spans(
         self, messages: list[Message], tools: list[Json], add_generation_prompt: bool, **variables: Any

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from camelid.base.errors import ChatFormatError
+from camelid.base.errors import ChatFormatError, did_you_mean
 from camelid.tokenizer.chat import ChatFormat, Rendered
 from camelid.tokenizer.chat_messages import check_messages, check_tools, plain_json
 from camelid.tokenizer.chat_spans import (
@@ -68,7 +68,7 @@ class JinjaFormat(ChatFormat):
         self._has_generation = re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", template) is not None
 
     @cached_property
-    def stop_ids(self) -> tuple[int, ...]:  # type: ignore[override]
+    def stop_ids(self) -> tuple[int, ...]:
         """The end-of-sequence token, and the control token that follows an assistant's text in this template."""
         stops = [] if self.tokenizer.special.eos is None else [self.tokenizer.special.eos]
         probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
@@ -92,8 +92,8 @@ class JinjaFormat(ChatFormat):
         """Token ids and loss mask of a conversation; see `ChatFormat.render`.
 
         Raises:
-            ChatFormatError: the conversation is malformed, a variable has a reserved name, or the template is broken,
-                refuses the conversation, or takes more time or memory than it may.
+            ChatFormatError: the conversation is malformed, a variable is reserved or not read by the template, or the
+                template is broken, refuses the conversation, or takes more time or memory than it may.
         """
         rendering = self._prepare(messages, tools, variables)
         text = self._text(rendering, len(rendering.messages), add_generation_prompt=add_generation_prompt)
@@ -114,6 +114,9 @@ class JinjaFormat(ChatFormat):
     ) -> _Rendering:
         for name in variables.keys() & RESERVED:
             raise ChatFormatError(f"the template variable {name!r} is reserved", hint="give it another name")
+        known = self._template.variables() - RESERVED if variables else frozenset()
+        for name in variables.keys() - known:
+            raise ChatFormatError(f"the chat template reads no variable {name!r}", hint=did_you_mean(name, known))
         conversation = [message.data for message in check_messages(messages)]
         definitions = check_tools(tools) or None
         others = plain_json(variables, "template variables")

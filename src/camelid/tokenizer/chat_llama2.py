@@ -64,7 +64,12 @@ class Llama2Format(NativeFormat):
         spellings = {token: spelling for spelling, token in tokenizer.special.ids.items()}
         self._bos = Span(spellings[tokenizer.special.bos], tokenizer.special.bos)
         self._eos = Span(spellings[tokenizer.special.eos], tokenizer.special.eos, learned=True)
-        self.stop_ids = (tokenizer.special.eos,)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The end-of-sequence token."""
+        assert self._eos.token is not None
+        return (self._eos.token,)
 
     def spans(
         self, messages: list[Message], tools: list[Json], add_generation_prompt: bool, **variables: Any

@@ -18,7 +18,6 @@ from camelid.tokenizer.chat_spans import Span
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from camelid.tokenizer.base import Tokenizer
     from camelid.tokenizer.chat_messages import Json, Message, ToolCall
 
 ENVIRONMENT = "Environment: ipython"
@@ -102,10 +101,11 @@ class Llama3Format(NativeFormat):
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
 """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__(tokenizer)
-        stops = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
-        self.stop_ids = tuple(tokenizer.special.ids[stop] for stop in stops if stop in tokenizer.special.ids)
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """<|eot_id|>, <|eom_id|> where the vocabulary has it (since 3.1), and <|end_of_text|>."""
+        ids = self.tokenizer.special.ids
+        return tuple(ids[stop] for stop in ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>") if stop in ids)
 
     def spans(
         self,

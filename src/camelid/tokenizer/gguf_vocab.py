@@ -9,8 +9,8 @@ from camelid.tokenizer.added_tokens import AddedToken
 from camelid.tokenizer.base import SpecialTokens
 from camelid.tokenizer.byte_pairs import BytePairModel, tokenizer_json
 from camelid.tokenizer.hf_json import on_library, on_tiktoken
-from camelid.tokenizer.spm_model import Piece, PieceType, SentencePieceModel
 from camelid.tokenizer.split_patterns import GGUF_ADDS_BOS, GGUF_IGNORES_MERGES, GGUF_PRE
+from camelid.tokenizer.spm_model import Piece, PieceType, SentencePieceModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,13 +130,13 @@ class _Vocabulary:
         return types
 
     def merges(self) -> list[tuple[str, str]]:
-        merges = []
-        for merge in self.array("merges"):
-            left, _, right = str(merge).partition(" ")
-            if not left or not right or " " in right:
-                raise TokenizerError(f"{merge!r} is no merge", where=f"{self.where}, tokenizer.ggml.merges")
-            merges.append((left, right))
-        return merges
+        texts = self.array("merges")
+        try:
+            return [(left, right) for left, right in [text.split(" ") for text in texts]]
+        except (AttributeError, ValueError) as error:
+            broken = next(text for text in texts if not isinstance(text, str) or text.count(" ") != 1)
+            where = f"{self.where}, tokenizer.ggml.merges"
+            raise TokenizerError(f"{broken!r} is no pair of tokens", where=where) from error
 
     def special(self, tokens: Sequence[str], control: Sequence[int], *, add_bos: bool, **ids: int) -> SpecialTokens:
         """The control tokens; `add_bos` and the ids by role are what holds where the file does not say."""

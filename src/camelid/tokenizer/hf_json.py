@@ -119,22 +119,22 @@ def _byte_pairs(
         return None
     if (definition.get("decoder") or {}).get("type") != "ByteLevel":
         return None
+    trimming = ("lstrip", "rstrip", "single_word")
     changes = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     if any(model.get(name) for name in changes):
         return None
-    if any(token.get(name) for token in definition.get("added_tokens") or [] for name in _TRIMMING):
+    if any(token.get(name) for token in definition.get("added_tokens") or [] for name in trimming):
         return None
     merges = [_pair(merge) for merge in model["merges"]]
     return BytePairModel(vocab, merges, pattern, bool(model.get("ignore_merges")), added)
 
 
-_TRIMMING = ("lstrip", "rstrip", "single_word")
-
-
 def _pair(merge: object) -> tuple[str, str]:
     """A merge as a list of two, or in the older form with a space between."""
-    left, right = merge.split(" ") if isinstance(merge, str) else (merge if isinstance(merge, list) else ())
-    return left, right
+    halves = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(halves, list) or [type(half) for half in halves] != [str, str]:
+        raise ValueError(f"{merge!r} is no merge")
+    return halves[0], halves[1]
 
 
 def _template_bos(post_processor: Mapping[str, Any] | None) -> str | None:

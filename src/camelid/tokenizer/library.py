@@ -47,14 +47,17 @@ class LibraryTokenizer(Tokenizer):
 
     @cached_property
     def vocab_size(self) -> int:
+        """One more than the largest id that the file gives a token."""
         return max(self._tokens) + 1
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, allow_special: bool = False) -> list[int]:
+        """Token ids, as the library gives them without its template (`add_special_tokens=False`)."""
         library = self._library_with_special if allow_special else self._library
         ids: list[int] = library.encode(scalar_text(text), add_special_tokens=False).ids
         return self.framed(ids, bos=bos, eos=eos)
 
     def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that the file's decoder makes of a token; its spelling where that depends on other tokens."""
         token = self._tokens.get(token_id)
         if token is None:
             raise TokenizerError(f"there is no token {token_id} in this vocabulary of {self.vocab_size}")
@@ -63,11 +66,13 @@ class LibraryTokenizer(Tokenizer):
         return self._decoder.token_bytes(token)
 
     def stream(self, *, skip_special: bool = True, continuing: bool = False) -> StreamDecoder:
+        """A decoder for ids one at a time; see the class for the files that get their text only at the end."""
         if self._decoder is None:
             return _AtTheEnd(self, self._library, skip_special=skip_special)
         return super().stream(skip_special=skip_special, continuing=continuing)
 
     def save(self, folder: Path) -> None:
+        """Write tokenizer.json as it was read, and tokenizer_config.json."""
         save_files(folder, self.special, {"tokenizer.json": self._text.encode()})
 
     @cached_property
@@ -85,7 +90,7 @@ def open_library(text: str, special: SpecialTokens, where: object) -> tokenizers
     """
     try:
         library = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001 - the library raises no narrower class
+    except Exception as error:  # the library raises no narrower class
         raise TokenizerError(f"the tokenizers library cannot read this: {error}", where=where) from error
     library.no_truncation()
     library.no_padding()
@@ -104,6 +109,11 @@ class _AtTheEnd(StreamDecoder):
         self._tokenizer.token_bytes(token_id)
         self._ids.append(token_id)
         return ""
+
+    def push_all(self, ids: Sequence[int]) -> str:
+        for token_id in ids:
+            self.push(token_id)
+        return self.flush()
 
     def flush(self) -> str:
         text: str = self._library.decode(self._ids, skip_special_tokens=self._skip_special)

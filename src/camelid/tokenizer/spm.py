@@ -74,9 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
         bos, eos, pad = (i if 0 <= i < len(model.pieces) else None for i in (model.bos_id, model.eos_id, model.pad_id))
         adds_bos = bos is not None and add_bos is not False
         self.special = SpecialTokens(ids=control, bos=bos, eos=eos, pad=pad, unk=model.unk_id, add_bos=adds_bos)
-        self._added = AddedTokens(
-            [AddedToken(text, i, special=True) for text, i in control.items() if i != model.unk_id]
-        )
+        self._added = AddedTokens([AddedToken(text, i, special=True) for text, i in control.items()])
         self._bytes = list(map(_piece_bytes, model.pieces))
         if model.add_dummy_prefix or model.remove_extra_whitespaces:
             self.dummy_space_ids = frozenset(
@@ -87,9 +85,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
+        """The number of pieces."""
         return len(self._bytes)
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, allow_special: bool = False) -> list[int]:
+        """Token ids; control pieces come only from `bos`, `eos` and `allow_special`."""
         text = scalar_text(text)
         if not allow_special:
             return self.framed(self._processor.encode(text), bos=bos, eos=eos)
@@ -102,11 +102,13 @@ class SentencePieceTokenizer(Tokenizer):
         return self.framed(ids, bos=bos, eos=eos)
 
     def token_bytes(self, token_id: int) -> bytes:
+        """A piece with its U+2581 as spaces, or the byte of a byte piece."""
         if not 0 <= token_id < len(self._bytes):
             raise TokenizerError(f"there is no token {token_id} in this vocabulary of {self.vocab_size}")
         return self._bytes[token_id]
 
     def save(self, folder: Path) -> None:
+        """Write tokenizer.model, tokenizer_config.json, and tokenizer.json if an exactly equal one exists."""
         from camelid.tokenizer.spm_json import sentencepiece_json
 
         files = {"tokenizer.model": self._data}

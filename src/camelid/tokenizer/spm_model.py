@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from camelid.base.errors import TokenizerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 class PieceType(IntEnum):
@@ -199,7 +199,7 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _message(number: int, numbers: dict[int, int], texts: dict[int, bytes]) -> bytes:
+def _message(number: int, numbers: Mapping[int, int], texts: Mapping[int, bytes]) -> bytes:
     content = b"".join(_varint(key << 3 | _VARINT) + _varint(int(value)) for key, value in numbers.items())
     for key, text in texts.items():
         content += _varint(key << 3 | _BYTES) + _varint(len(text)) + text

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from camelid.base.errors import ChatFormatError, ResourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
 MAX_TEMPLATE = 1 << 18
@@ -77,12 +77,32 @@ class Template:
             ChatFormatError: the template is broken, refuses the conversation, or exceeds its limits.
         """
         request = {"variables": variables, "markers": markers, "now": now.isoformat()}
+        with self._running_worker() as worker:
+            return worker.ask(request, self._seconds)
+
+    def variables(self) -> frozenset[str]:
+        """Names of the variables that the template reads.
+
+        Raises:
+            ChatFormatError: the template is broken.
+        """
+        with self._running_worker() as worker:
+            return worker.variables(self._seconds)
+
+    @contextmanager
+    def _running_worker(self) -> Iterator[_Worker]:
         if self._worker.pid != os.getpid():  # this is a fork: the worker, and perhaps the lock, are the parent's
             self._lock, self._worker = threading.Lock(), _Worker(self.text)
         with self._lock:
             if self._worker.stopped:
                 self._worker = _Worker(self.text)
-            return self._worker.ask(request, self._seconds)
+            try:
+                yield self._worker
+            except ChatFormatError:
+                raise
+            except BaseException:  # an answer is still to come, and nobody waits for it (Ctrl-C)
+                self._worker.stop()
+                raise
 
     def close(self) -> None:
         """Stop the process; a later rendering starts another."""
@@ -95,7 +115,7 @@ class _Worker:
     def __init__(self, template: str) -> None:
         self.pid = os.getpid()
         self.stopped = False
-        self._compiled = False
+        self._variables: frozenset[str] | None = None  # known once the template is compiled
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         process = _start()
         assert process.stdin is not None
@@ -106,18 +126,15 @@ class _Worker:
         self._send({"template": template})
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> str:
-        try:
-            if not self._compiled:
-                self._receive(START_SECONDS)
-                self._receive(seconds)
-                self._compiled = True
-            self._send(request)
-            return self._receive(seconds)
-        except ChatFormatError:
-            raise
-        except BaseException:  # an answer is still to come, and nobody waits for it (Ctrl-C)
-            self.stop()
-            raise
+        self.variables(seconds)
+        self._send(request)
+        return self._receive(seconds)
+
+    def variables(self, seconds: float) -> frozenset[str]:
+        if self._variables is None:
+            self._receive(START_SECONDS)
+            self._variables = frozenset(self._receive(seconds).split())
+        return self._variables
 
     def stop(self) -> None:
         self.stopped = True
@@ -145,7 +162,7 @@ class _Worker:
             return str(answer["text"])
         message = _MESSAGES.get(answer["kind"], "the chat template fails: {}").format(answer["error"])
         where = f"line {answer['line']} of the chat template" if answer["line"] else "chat template"
-        if not self._compiled:
+        if self._variables is None:
             self.stop()
         raise ChatFormatError(message, where=where)
 

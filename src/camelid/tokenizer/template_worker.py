@@ -1,9 +1,9 @@
 """The process that renders one chat template; `camelid.tokenizer.template` starts it and talks to it.
 
 It is run as a script, so it imports nothing of camelid. Lines of JSON go both ways: an empty answer says that it is
-ready; then comes the template, answered when it is compiled; then conversations, each answered by the text or by what
-went wrong. Templates come from strangers: jinja2's immutable sandbox is the first wall; this process, which may open no
-file and outgrow no limit and which its parent kills when it takes too long, is the second.
+ready; then comes the template, answered by the names of the variables it reads; then conversations, each answered by
+the text or by what went wrong. Templates come from strangers: jinja2's immutable sandbox is the first wall; this
+process, which may open no file and outgrow no limit and which its parent kills when it takes too long, is the second.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import jinja2
 import jinja2.debug  # jinja2 imports it with the first error, when no file can be opened any more
 import jinja2.exceptions
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -74,6 +75,8 @@ class Renderer:
         self._broken = ""
         self._now = datetime.min
         self._template = environment.from_string(template)
+        self.names = sorted(jinja2.meta.find_undeclared_variables(environment.parse(template)))
+        """Variables that the template reads."""
 
     def render(self, variables: dict[str, Any], markers: list[str], now: str) -> str:
         """The rendered text; see `camelid.tokenizer.chat_spans.Markers`."""
@@ -151,7 +154,7 @@ def main() -> None:
             request = json.loads(line)
             if renderer is None:
                 renderer = Renderer(request["template"])
-                answer: dict[str, Any] = {"text": ""}
+                answer: dict[str, Any] = {"text": " ".join(renderer.names)}
             else:
                 answer = {"text": renderer.render(**request)}
             _send(answers, answer)

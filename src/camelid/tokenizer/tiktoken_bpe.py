@@ -68,9 +68,11 @@ class TiktokenBPE(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
+        """One more than the largest id, control tokens included."""
         return self._vocab_size
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, allow_special: bool = False) -> list[int]:
+        """Token ids; of added tokens only those that are no control tokens are always read from text."""
         text = scalar_text(text)
         if not allow_special and not self._reads_added:
             return self.framed(self._encode_ordinary(text), bos=bos, eos=eos)
@@ -83,12 +85,14 @@ class TiktokenBPE(Tokenizer):
         return self.framed(ids, bos=bos, eos=eos)
 
     def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that were merged, or an added token's spelling."""
         try:
             return self._bytes[token_id]
         except KeyError:
             raise TokenizerError(f"there is no token {token_id} in this vocabulary of {self.vocab_size}") from None
 
     def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json."""
         save_files(folder, self.special, {"tokenizer.json": self._tokenizer_json().encode()})
 
     def _encode_ordinary(self, text: str) -> list[int]:

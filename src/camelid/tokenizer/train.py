@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -42,7 +41,7 @@ SPECIAL_TOKENS: Final = (
     "<|python_tag|>",
     *(f"<|reserved_special_token_{i}|>" for i in range(7)),
 )
-"""Llama 3's control tokens; of the 246 reserved ones only seven, since each costs a row of a small model's embedding."""
+"""Llama 3's control tokens; of the 246 reserved ones only seven, as each is a row of a small model's embedding."""
 
 _BLOCK_LENGTH: Final = 1_000_000
 """Characters that are read from a file at once."""
@@ -163,8 +162,10 @@ def _files(inputs: Sequence[str]) -> list[Path]:
     """Every file that the patterns match, each once, in an order that does not depend on the file system."""
     found: dict[Path, None] = {}
     for pattern in inputs:
-        matches = [Path(name) for name in sorted(glob(str(Path(pattern).expanduser()), recursive=True))]
-        files = [path for path in matches if path.is_file()]
+        path = Path(pattern).expanduser()
+        below = Path(path.anchor)
+        matches = [path] if path.exists() else sorted(below.glob(str(path.relative_to(below))))
+        files = [match for match in matches if match.is_file()]
         if not files:
             raise NotFoundError(f"no file matches '{pattern}'", where="inputs")
         found |= dict.fromkeys(files)
