@@ -179,8 +179,8 @@ class LLM:
 
     @property
     def context_length(self) -> int:
-        """Tokens of prompt and reply together that the model can hold."""
-        return self.model.config.max_position_embeddings
+        """Tokens of prompt and reply together: what the model was made for, or what the engine's cache holds if less."""
+        return self.engine.max_context
 
     def encode_prompt(self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """The token ids that the model is given for a prompt.
