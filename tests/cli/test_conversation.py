@@ -26,7 +26,7 @@ def test_questions_and_replies_are_remembered(conversation: Conversation, tiny_l
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": expected.strip()},
     ]
-    assert conversation.num_reply_tokens == 6
+    assert (conversation.num_reply_tokens, conversation.finish_reason) == (6, "length")
 
 
 def test_a_stopped_reply_keeps_what_was_said(conversation: Conversation) -> None:
@@ -34,7 +34,9 @@ def test_a_stopped_reply_keeps_what_was_said(conversation: Conversation) -> None
     said = next(pieces) + next(pieces)
     pieces.close()
     assert conversation.messages[-1] == {"role": "assistant", "content": said.strip()}
-    assert not conversation.llm.engine._sequences
+    assert conversation.finish_reason is None
+    conversation.llm.engine.step()
+    assert not conversation.llm.engine.has_unfinished
 
 
 def test_a_full_context_drops_the_oldest_turns_and_keeps_the_system_message(tiny_llm: LLM) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.metadata
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ def packaged(package: str, ending: str) -> Path:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"the package {package} is not installed; `make test` installs it")
     return next(Path(str(file.locate())) for file in files if str(file).endswith(ending))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Verdicts on vocabularies go into a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAMELID_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="session")

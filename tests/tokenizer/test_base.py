@@ -12,7 +12,17 @@ from camelid.tokenizer.base import scalar_text
 
 anything = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-SPELLINGS = ["<|begin_of_text|>", "<|eot_id|>", "<|eot|>", "<|im_start|>", "<|endoftext|>", "<s>", "</s>", "<0x0A>", "▁"]
+SPELLINGS = [
+    "<|begin_of_text|>",
+    "<|eot_id|>",
+    "<|eot|>",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<s>",
+    "</s>",
+    "<0x0A>",
+    "▁",
+]
 texts = st.lists(st.text() | st.sampled_from(SPELLINGS) | st.text(" \n\t'sa1é中", max_size=20)).map("".join)
 
 
@@ -31,7 +41,11 @@ def test_any_text_but_its_own_space_comes_back_from_sentencepiece(llama2: Tokeni
 @anything
 @given(data=st.data())
 def test_a_stream_gives_what_decode_gives(any_tokenizer: Tokenizer, data: st.DataObject) -> None:
-    one = st.integers(0, any_tokenizer.vocab_size - 1) | st.sampled_from(any_tokenizer.encode("é中🦙 a ▁")) | control(any_tokenizer)
+    one = (
+        st.integers(0, any_tokenizer.vocab_size - 1)
+        | st.sampled_from(any_tokenizer.encode("é中🦙 a ▁"))
+        | control(any_tokenizer)
+    )
     ids = data.draw(st.lists(one, max_size=30))
     skip = data.draw(st.booleans())
     decoder = any_tokenizer.stream(skip_special=skip)

@@ -41,7 +41,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: what the model recommends.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this total.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest reply; default: what the context holds.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 512,
     seed: Annotated[int | None, typer.Option(help="Makes the replies reproducible.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default: the best present.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: what suits.")] = None,
@@ -170,6 +170,8 @@ def _print_reply(conversation: Conversation, text: str, stats: bool) -> None:
         except KeyboardInterrupt:
             print(" [stopped]", end="", flush=True)
     print(flush=True)
+    if conversation.finish_reason == "length":
+        _tell(f"[cut after {conversation.num_reply_tokens} tokens; --max-tokens allows more]")
     if stats and first is not None:
         rate = (conversation.num_reply_tokens - 1) / max(time.monotonic() - first, 1e-6)
         _tell(

@@ -37,6 +37,9 @@ class Conversation:
         self.turns: list[dict[str, str]] = []
         self.num_dropped = 0
         self.num_reply_tokens = 0
+        """Of the last reply."""
+        self.finish_reason: str | None = None
+        """Why the last reply ended; None if it was stopped."""
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -65,11 +68,13 @@ class Conversation:
     def _reply(self) -> Generator[str]:
         said = ""
         self.num_reply_tokens = 0
+        self.finish_reason = None
         chunks = self.llm.stream(self.messages, **self.sampling)
         try:
             for chunk in chunks:
                 said += chunk.text
                 self.num_reply_tokens += len(chunk.token_ids)
+                self.finish_reason = chunk.finish_reason
                 yield chunk.text
         finally:
             chunks.close()

@@ -1,21 +1,16 @@
-"""A byte-level BPE as tokenizer.json writes it: bytes spelled as characters, a vocabulary, a list of merges.
-
-`rank_order` says whether merging by rank (tiktoken) gives the same tokens as the list of merges, for every text.
-"""
+"""A byte-level BPE as tokenizer.json writes it: bytes spelled as characters, a vocabulary, a list of merges."""
 
 from __future__ import annotations
 
 import codecs
 import json
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from camelid.tokenizer.split_patterns import pre_tokenizer_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from collections.abc import Set as AbstractSet
 
     from camelid.tokenizer.added_tokens import AddedToken
     from camelid.tokenizer.base import SpecialTokens
@@ -60,83 +55,6 @@ class BytePairModel:
     ignore_merges: bool = False
     """A whole cut that is in `vocab` is taken as it is, even if no merges lead to it."""
     added: Sequence[AddedToken] = field(default_factory=tuple)
-
-
-def rank_order(model: BytePairModel) -> list[str] | None:
-    """The mergeable tokens in an order of rank that merges like the model's list, or None if that is not proven.
-
-    Merging by rank joins the adjacent pair whose concatenation has the lowest rank, whatever its two halves. Inside a
-    longer word the bytes of a token t go through the same steps as alone, as long as no merge crosses their ends; so t
-    is only ever made from one pair, the last that merging t's own bytes alone arrives at. Hence both ways agree on
-    every text if that pair is in the list for every token, and the list has these pairs in the order of rank. Proven
-    here for the two shapes in which vocabularies come:
-
-    * one merge for each token, its halves made earlier (GPT-2, SmolLM, anything that was trained): merging the token's
-      bytes must arrive at that merge's two halves;
-    * every way to cut a token in two is listed, token after token (Llama 3, converted from ranks): then the pair is
-      in the list wherever it is. A token that no merge reaches must come from `ignore_merges`.
-    """
-    added = {token.content for token in model.added}
-    single_bytes = [character for character in BYTE_ALPHABET if character in model.vocab]
-    made = [left + right for left, right in model.merges]
-    ranks = dict.fromkeys(made)
-    symbols = ranks.keys() | set(single_bytes)
-    if not symbols <= model.vocab.keys() or not added.isdisjoint(symbols):
-        return None
-    if not all(left in symbols and right in symbols for left, right in model.merges):
-        return None
-    if model.ignore_merges and not model.vocab.keys() <= symbols | added:
-        return None
-    one_each = len(ranks) == len(made) and _merges_are_reached(model.merges)
-    if not one_each and not (model.ignore_merges and _every_cut_is_listed(model.merges, made, symbols)):
-        return None
-    return single_bytes + list(ranks)
-
-
-def _merges_are_reached(merges: Sequence[tuple[str, str]]) -> bool:
-    """Whether merging each token's bytes by the ranks below its own ends in the two halves of its only merge.
-
-    The halves' own histories are known by induction, and run in order of rank. Walking both back in time, the last
-    step first, shows every pair of symbols that met at the seam; none may be a token that would have been made then.
-    On a tie the left pair is merged first.
-    """
-    rank: dict[str, int] = {}
-    halves: dict[str, tuple[str, str]] = {}
-    for index, (left, right) in enumerate(merges):
-        if (len(left) > 1 and left not in rank) or (len(right) > 1 and right not in rank):
-            return False
-        x, y = left, right
-        x_end = y_end = index
-        x_start, y_start = rank.get(x, -1), rank.get(y, -1)
-        while x_start >= 0 or y_start >= 0:
-            if x_start > y_start:
-                x_end = x_start
-                x = halves[x][1]
-                x_start = rank.get(x, -1)
-            else:
-                y_end = y_start
-                y = halves[y][0]
-                y_start = rank.get(y, -1)
-            met = rank.get(x + y)
-            if met is not None and met < x_end and met <= y_end:
-                return False
-        token = left + right
-        rank[token] = index
-        halves[token] = (left, right)
-    return True
-
-
-def _every_cut_is_listed(merges: Sequence[tuple[str, str]], made: Sequence[str], symbols: AbstractSet[str]) -> bool:
-    """Whether the merges of a token (`made`) follow each other and are all its cuts into two symbols."""
-    if len(set(merges)) != len(merges):
-        return False
-    groups = 0
-    for token, group in groupby(made):
-        groups += 1
-        cuts = sum([token[:i] in symbols and token[i:] in symbols for i in range(1, len(token))])
-        if cuts != sum(1 for _ in group):
-            return False
-    return groups == len(set(made))
 
 
 def every_cut(tokens: Sequence[bytes]) -> list[tuple[str, str]]:

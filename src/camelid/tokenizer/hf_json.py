@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from camelid.base.errors import TokenizerError
 from camelid.tokenizer.added_tokens import AddedToken
-from camelid.tokenizer.byte_pairs import BytePairModel, rank_order, unspell
+from camelid.tokenizer.byte_pairs import BytePairModel, unspell
 from camelid.tokenizer.huggingface import special_tokens
+from camelid.tokenizer.merge_proof import rank_order
 from camelid.tokenizer.split_patterns import known_pattern
 
 if TYPE_CHECKING:

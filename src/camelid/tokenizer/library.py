@@ -86,7 +86,7 @@ def open_library(text: str, special: SpecialTokens, where: object) -> tokenizers
     """The library's tokenizer; it neither cuts nor pads, and takes control tokens' spellings for ordinary text.
 
     Raises:
-        TokenizerError: the library refuses the file.
+        TokenizerError: the library refuses the file, or numbers its added tokens otherwise.
     """
     try:
         library = tokenizers.Tokenizer.from_str(text)
@@ -94,7 +94,15 @@ def open_library(text: str, special: SpecialTokens, where: object) -> tokenizers
         raise TokenizerError(f"the tokenizers library cannot read this: {error}", where=where) from error
     library.no_truncation()
     library.no_padding()
-    library.add_special_tokens(list(special.ids))
+    added = {token.content for token in library.get_added_tokens_decoder().values()}
+    library.add_special_tokens([name for name in special.ids if name not in added])
+    for name, token_id in special.ids.items():
+        if library.token_to_id(name) != token_id:
+            raise TokenizerError(
+                f"the file gives {name!r} the id {token_id}, the tokenizers library {library.token_to_id(name)}",
+                where=where,
+                hint="list the token in model.vocab too, or give the added tokens the ids that follow the vocabulary's",
+            )
     library.encode_special_tokens = True
     return library
 
