@@ -12,6 +12,9 @@ TORCH ?= torch==2.13.0
 MODEL ?= smollm2-135m-instruct
 INDEX_URL ?=
 TORCH_INDEX_URL ?=
+# Threads that wait asleep lose little on an idle machine and much less on a busy one.
+OMP_WAIT_POLICY ?= passive
+export OMP_WAIT_POLICY
 export PYTHON VENV TORCH INDEX_URL TORCH_INDEX_URL MODEL PROMPT
 
 .PHONY: help chat test test-all lint docs package clean

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from camelid.engine.engine import Engine
     from camelid.model.base import LanguageModel
-    from camelid.tokenizer import Tokenizer
+    from camelid.tokenizer import StreamDecoder, Tokenizer
     from camelid.tokenizer.chat import ChatFormat
 
 Message: TypeAlias = Mapping[str, Any]
@@ -179,7 +179,7 @@ class LLM:
 
     @property
     def context_length(self) -> int:
-        """Tokens of prompt and reply together: what the model was made for, or what the engine's cache holds if less."""
+        """Tokens of prompt and reply together: what the model was made for, or what the cache holds if that is less."""
         return self.engine.max_context
 
     def encode_prompt(self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
@@ -232,18 +232,17 @@ class LLM:
         """
         params = sampling_params(sampling)
         if not _is_batch(prompt):
-            return self._run([self.encode_prompt(cast("Prompt", prompt), tools=tools)], params)[0]
-        prompts = [self.encode_prompt(one, tools=tools) for one in cast("Sequence[Prompt]", prompt)]
-        return self._run(prompts, params)
+            return self._run([cast("Prompt", prompt)], tools, params)[0]
+        return self._run(cast("Sequence[Prompt]", prompt), tools, params)
 
     def stream(
         self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None, **sampling: Any
     ) -> Generator[Chunk]:
         """`generate` for one prompt, piece by piece; closing the iterator cancels the rest."""
-        return self._stream(self.encode_prompt(prompt, tools=tools), sampling_params(sampling))
+        return self._stream(self._prepare(prompt, tools, sampling_params(sampling)))
 
-    def _stream(self, ids: list[int], params: SamplingParams) -> Generator[Chunk]:
-        request, reply = self._start(ids, params)
+    def _stream(self, prepared: _Prepared) -> Generator[Chunk]:
+        request, reply = self._start(prepared)
         try:
             while reply.finish_reason is None:
                 self._step()
@@ -253,11 +252,14 @@ class LLM:
         finally:
             self._forget(request)
 
-    def _run(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[Generation]:
+    def _run(
+        self, prompts: Sequence[Prompt], tools: Sequence[Mapping[str, Any]] | None, params: SamplingParams
+    ) -> list[Generation]:
+        batch = [self._prepare(prompt, tools, params) for prompt in prompts]
         replies: dict[int, _Reply] = {}
         try:
-            for ids in prompts:
-                request, reply = self._start(ids, params)
+            for prepared in batch:
+                request, reply = self._start(prepared)
                 replies[request] = reply
             while any(reply.finish_reason is None for reply in replies.values()):
                 self._step()
@@ -267,13 +269,19 @@ class LLM:
             for request in replies:
                 self._forget(request)
         return [
-            Generation(reply.text, reply.token_ids, reply.finish_reason or "stop", len(ids))
-            for reply, ids in zip(replies.values(), prompts, strict=True)
+            Generation(reply.text, reply.token_ids, reply.finish_reason or "stop", len(prepared.ids))
+            for reply, prepared in zip(replies.values(), batch, strict=True)
         ]
 
-    def _start(self, ids: list[int], params: SamplingParams) -> tuple[int, _Reply]:
-        request = self.engine.add(ids, params)
-        self._replies[request] = _Reply(self.tokenizer, params.stop)
+    def _prepare(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None, params: SamplingParams) -> _Prepared:
+        # A reply in a conversation is a text of its own; what continues a text keeps the space that it starts with.
+        continuing = isinstance(prompt, str) or not _is_conversation(prompt)
+        return _Prepared(self.encode_prompt(prompt, tools=tools), params, continuing)
+
+    def _start(self, prepared: _Prepared) -> tuple[int, _Reply]:
+        request = self.engine.add(prepared.ids, prepared.params)
+        decoder = self.tokenizer.stream(continuing=prepared.continuing)
+        self._replies[request] = _Reply(decoder, prepared.params.stop)
         return request, self._replies[request]
 
     def _step(self) -> None:
@@ -293,20 +301,30 @@ class LLM:
             self.engine.cancel(request)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A prompt as the engine takes it."""
+
+    ids: list[int]
+    params: SamplingParams
+    continuing: bool
+    """Whether the reply goes on with the prompt's text."""
+
+
 class _Reply:
     """Turns one request's token ids into text and watches for stop texts.
 
     Text that may be the start of a stop text is held back until it is known not to be.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+    def __init__(self, decoder: StreamDecoder, stop: tuple[str, ...]) -> None:
         self.text = ""
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
         self.chunks: deque[Chunk] = deque()
         self.error: CamelidError | None = None
         self._stop = stop
-        self._decoder = tokenizer.stream()
+        self._decoder = decoder
         self._held = ""
 
     def extend(self, token_ids: Sequence[int], finish_reason: str | None) -> bool:

@@ -59,6 +59,8 @@ def camelid(
 
 def main() -> None:
     """Run the command line; a CamelidError becomes a message, a hint and exit code 2."""
+    # Threads that sleep when they wait: beside other busy programs several times faster (docs/decisions/0003).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except CamelidError as error:

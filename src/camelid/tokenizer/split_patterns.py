@@ -1,8 +1,8 @@
 """The regular expressions that cut a text before its bytes are merged, one for each family of vocabularies.
 
-All of them match every character of any text, so a text is the matches end to end. tiktoken and `tokenizers` read them
-alike: both use the Unicode classes of Rust's regex-syntax. (One exception is `Digits` of `tokenizers`, which knows the
-13 digits of a newer Unicode version: facts, not ours to choose.)
+All of them match every character of any text, so a text is the matches end to end. tiktoken 0.14 and `tokenizers` 0.23
+give every code point the same classes (both use Rust's regex-syntax), so they cut alike; only the `Digits` step of
+`tokenizers` knows 13 digits more, of a newer Unicode version.
 """
 
 from __future__ import annotations
