@@ -72,6 +72,7 @@ GGML_TYPES: Final = {
     41: GGMLType("Q1_0", 128, 18),
 }
 
+GET_IT_AGAIN: Final = "the file may be incomplete or damaged: get it again"
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 _DEFAULT_ALIGNMENT: Final = 32
@@ -211,9 +212,7 @@ class _Reader:
         try:
             value = kind.unpack_from(self.content, self.position)[0]
         except struct.error:
-            raise self.error(
-                "the file ends in the middle of its header", hint="the download may be incomplete"
-            ) from None
+            raise self.error("the file ends in the middle of its header") from None
         self.position += kind.size
         return value
 
@@ -283,9 +282,7 @@ class _Reader:
                 strings.append(content[position + 8 : end].decode())
                 position = end
         except struct.error:
-            raise self.error(
-                "the file ends in the middle of its header", position, hint="the download may be incomplete"
-            ) from None
+            raise self.error("the file ends in the middle of its header", position) from None
         except UnicodeDecodeError:
             raise self.error("a string is not UTF-8", position) from None
         self.position = position
@@ -341,7 +338,6 @@ class _Reader:
                 raise self.error(
                     f"the tensor '{info.name}' ends at byte {offset + info.num_bytes} of a file of {self.size}",
                     start,
-                    hint="the download may be incomplete",
                 )
             tensors[info.name] = GGUFTensorInfo(
                 info.name, info.shape, info.type_id, info.type_name, offset, info.num_bytes
@@ -353,6 +349,6 @@ class _Reader:
             end, previous = info.offset + info.num_bytes, info.name
         return tensors
 
-    def error(self, what: str, position: int | None = None, *, hint: str | None = None) -> FormatError:
+    def error(self, what: str, position: int | None = None, *, hint: str = GET_IT_AGAIN) -> FormatError:
         where = self.position if position is None else position
         return FormatError(what, where=f"{self.path}, byte {where}", hint=hint)
