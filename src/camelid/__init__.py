@@ -10,7 +10,9 @@ Importing the package costs nothing: torch is imported by the first call that ne
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from camelid.base.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from camelid.base.errors import CamelidError
@@ -20,21 +22,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["LLM", "CamelidError", "__version__", "load", "load_tokenizer"]
 
-_HOME = {
-    "CamelidError": "camelid.base.errors",
-    "LLM": "camelid.llm",
-    "load": "camelid.llm",
-    "load_tokenizer": "camelid.tokenizer",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'camelid' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "CamelidError": "camelid.base.errors",
+        "LLM": "camelid.llm",
+        "load": "camelid.llm",
+        "load_tokenizer": "camelid.tokenizer",
+    },
+    "__version__",
+)

@@ -151,7 +151,10 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "big endian": (container(version=struct.pack(">I", 3)), "big-endian"),
     "too many entries": (container(num_entries=2**60), "do not fit"),
     "too many tensors": (container(num_tensors=2**64 - 1), "do not fit"),
-    "one entry too many": (container([entry("k", UINT32, bytes(4))], num_entries=2), "do not fit|ends in the middle|key is empty"),
+    "one entry too many": (
+        container([entry("k", UINT32, bytes(4))], num_entries=2),
+        "do not fit|ends in the middle|key is empty",
+    ),
     "long key": (container([struct.pack(U64, 2**40) + bytes(64)]), "longer than the format"),
     "empty key": (container([entry("", UINT32, bytes(4))]), "key is empty"),
     "key twice": (container([entry("k", UINT32, bytes(4))] * 2), "'k' appears twice"),

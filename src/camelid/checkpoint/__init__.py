@@ -7,7 +7,9 @@ save_huggingface(model, Path("copy"))
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from camelid.base.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from camelid.checkpoint.base import Checkpoint, TensorInfo
@@ -16,22 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "TensorInfo", "load_model", "open_checkpoint", "save_huggingface"]
 
-_HOME = {
-    "Checkpoint": "camelid.checkpoint.base",
-    "TensorInfo": "camelid.checkpoint.base",
-    "load_model": "camelid.checkpoint.load",
-    "open_checkpoint": "camelid.checkpoint.load",
-    "save_huggingface": "camelid.checkpoint.save",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'camelid.checkpoint' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "Checkpoint": "camelid.checkpoint.base",
+        "TensorInfo": "camelid.checkpoint.base",
+        "load_model": "camelid.checkpoint.load",
+        "open_checkpoint": "camelid.checkpoint.load",
+        "save_huggingface": "camelid.checkpoint.save",
+    },
+)

@@ -8,7 +8,9 @@ The libraries behind a format are imported when a vocabulary of that format is o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from camelid.base.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from camelid.tokenizer.base import SpecialTokens, StreamDecoder, Tokenizer
@@ -16,21 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SpecialTokens", "StreamDecoder", "Tokenizer", "load_tokenizer"]
 
-_HOME = {
-    "SpecialTokens": "camelid.tokenizer.base",
-    "StreamDecoder": "camelid.tokenizer.base",
-    "Tokenizer": "camelid.tokenizer.base",
-    "load_tokenizer": "camelid.tokenizer.load",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'camelid.tokenizer' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "SpecialTokens": "camelid.tokenizer.base",
+        "StreamDecoder": "camelid.tokenizer.base",
+        "Tokenizer": "camelid.tokenizer.base",
+        "load_tokenizer": "camelid.tokenizer.load",
+    },
+)
