@@ -41,6 +41,7 @@ if [ ! -x "$venv/bin/python" ]; then
     fi
     say "making the virtual environment $venv"
     "$python" -m venv $inherit "$venv" || fail "cannot make the virtual environment '$venv'" "install your system's python3-venv package"
+    "$venv/bin/python" -m pip install --quiet --upgrade pip
 fi
 
 pip() { "$venv/bin/python" -m pip "$@"; }

@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "checkpoint": {"model", "tokenizer", "codecs"},
     "engine": {"model", "kernels", "codecs"},
     "llm": {"engine", "checkpoint", "tokenizer", "model"},
-    "cli": {"tokenizer", "codecs", "model", "checkpoint", "engine", "llm"},
+    "data": {"tokenizer"},
+    "train": {"model", "data", "tokenizer", "checkpoint"},
+    "cli": {"data", "train", "tokenizer", "codecs", "model", "checkpoint", "engine", "llm"},
 }
 """Room → the rooms it may import, besides itself and base."""
 

@@ -213,12 +213,12 @@ def _find_wheel(source: PackageSource) -> _Wheel:
 
 def _connection() -> Connection:
     """The certificates and the proxy that pip is configured with."""
+    listed = dict(line.partition("=")[::2] for line in _pip("config", "list").stdout.splitlines())
     settings: dict[str, Any] = {}
-    for line in _pip("config", "list").stdout.splitlines():
-        key, _, value = line.partition("=")
-        section, _, option = key.rpartition(".")
-        if section in ("global", "install", ":env:") and option in ("cert", "proxy"):
-            settings[option] = ast.literal_eval(value)
+    for section in ("global", "install", ":env:"):  # as pip ranks them: the later one wins
+        for option in ("cert", "proxy"):
+            if value := listed.get(f"{section}.{option}"):
+                settings[option] = ast.literal_eval(value)
     certificates = settings.get("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     return Connection(ca_file=certificates, proxy=settings.get("proxy"))
 
