@@ -13,9 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from camelid.base.errors import ConfigError, FormatError, NotFoundError
+from camelid.checkpoint import load_model
 from camelid.checkpoint.gguf import GGUFCheckpoint
 from camelid.codecs import FORMATS
 from camelid.codecs.packed import PackedTensor
+from camelid.model.attention import PackedContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +131,41 @@ def test_a_dense_model_comes_back_as_transformers_made_it(tmp_path: Path, tied: 
             assert torch.equal(checkpoint.read(name), weight), name
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_logits_through_gguf_are_those_of_transformers(tmp_path: Path, tied: bool, scaled: bool) -> None:
+    rope = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    parameters = {"rope_type": "llama3", **rope} if scaled else {"rope_type": "default"}
+    oracle = tiny_llama(tie_word_embeddings=tied, rope_parameters={"rope_theta": 500_000.0, **parameters}).eval()
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_freq_base(500_000.0)
+        if scaled:
+            writer.add_tensor("rope_freqs.weight", llama3_divisors(HEAD_DIM, **rope).numpy())
+
+    path = write_gguf(tmp_path / "m.gguf", oracle, change=overriding(change))
+    with closing(GGUFCheckpoint(path)) as checkpoint:
+        model = load_model(checkpoint)
+    ids_T = torch.arange(100) % VOCAB
+    context = PackedContext([100])
+    with torch.no_grad():
+        logits_TV = model.logits(model(ids_T, context.positions(), context))
+        expected_TV = oracle(ids_T[None]).logits[0]
+    torch.testing.assert_close(logits_TV, expected_TV, rtol=0, atol=1e-4)
+
+
+def test_packed_and_unpacked_weights_give_the_same_logits(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", tiny_llama(), gguf.GGMLQuantizationType.Q4_1)
+    ids_T = torch.arange(7)
+    context = PackedContext([7])
+    logits = []
+    for packed in (True, False):
+        with closing(GGUFCheckpoint(path)) as checkpoint, torch.no_grad():
+            model = load_model(checkpoint, packed=packed)
+            logits.append(model.logits(model(ids_T, context.positions(), context)))
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
+
+
 def test_the_config_is_the_one_transformers_would_write(tmp_path: Path) -> None:
     model = tiny_llama()
     checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", model))
@@ -229,6 +266,13 @@ def test_divisors_of_another_kind_are_refused(tmp_path: Path) -> None:
     odd = np.linspace(1, 9, HEAD_DIM // 2, dtype=np.float32)
     path = write_gguf(tmp_path / "m.gguf", tiny_llama(), change=lambda w: w.add_tensor("rope_freqs.weight", odd))
     with pytest.raises(ConfigError, match="not Llama 3's kind"):
+        _ = GGUFCheckpoint(path).config
+
+
+def test_divisors_that_are_no_dense_numbers_are_refused(tmp_path: Path) -> None:
+    whole = np.ones(HEAD_DIM // 2, dtype=np.int32)
+    path = write_gguf(tmp_path / "m.gguf", tiny_llama(), change=lambda w: w.add_tensor("rope_freqs.weight", whole))
+    with pytest.raises(FormatError, match="divisors of rotary frequencies of the type I32"):
         _ = GGUFCheckpoint(path).config
 
 
@@ -374,3 +418,10 @@ def test_smollm2_tensors_are_those_that_the_gguf_package_decodes(
     assert isinstance(packed, PackedTensor)
     got = FORMATS.load(packed.format).unpack(packed)
     assert torch.equal(got if num_heads is None else interleave(got, num_heads), expected)
+
+
+def test_smollm2_brings_its_tokenizer(smollm2: Path) -> None:
+    tokenizer = GGUFCheckpoint(smollm2).load_tokenizer()
+    assert tokenizer.vocab_size == 49_152
+    assert tokenizer.decode(tokenizer.encode("The capital of France")) == "The capital of France"
+    assert tokenizer.encode("<|im_end|>", allow_special=True) == [2]

@@ -62,6 +62,8 @@ class GGUFCheckpoint(Checkpoint):
             ConfigError: a setting that can't be honoured.
         """
         divisors = self._header.tensors.get(ROPE_DIVISORS)
+        if divisors is not None and divisors.type_name not in DENSE:
+            raise FormatError(f"divisors of rotary frequencies of the type {divisors.type_name}", where=self.path)
         return config_from_gguf(self._header, self.path, None if divisors is None else self._dense(divisors).float())
 
     @cached_property
@@ -96,7 +98,7 @@ class GGUFCheckpoint(Checkpoint):
         """The tokenizer of the file's own vocabulary."""
         from camelid.tokenizer.gguf_vocab import from_gguf_metadata
 
-        return from_gguf_metadata(self._header.metadata)
+        return from_gguf_metadata(self._header.metadata, where=self.path)
 
     @cached_property
     def chat_template(self) -> str | None:

@@ -31,6 +31,13 @@ inline __m256 half_at(const std::uint8_t *bytes) {
     return _mm256_set1_ps(_cvtsh_ss(half));
 }
 
+// Two neighbours at once, in the lowest lanes.
+inline __m128 two_halves_at(const std::uint8_t *bytes) {
+    std::int32_t halves;
+    std::memcpy(&halves, bytes, sizeof halves);
+    return _mm_cvtph_ps(_mm_cvtsi32_si128(halves));
+}
+
 // 32 nibbles as bytes: element j in the low half of byte j, element j + 16 in its high half.
 struct Nibbles {
     __m128i low, high;
@@ -80,7 +87,8 @@ struct Q4_1 {
     static constexpr std::size_t kBytes = 20;
 
     static inline void decode(const std::uint8_t *block, Lanes *w) {
-        const __m256 scale = half_at(block), minimum = half_at(block + 2);
+        const __m128 halves = two_halves_at(block);
+        const __m256 scale = _mm256_broadcastss_ps(halves), minimum = _mm256_broadcastss_ps(_mm_movehdup_ps(halves));
         const Nibbles q = nibbles_at(block + 4);
         w[0].lanes = _mm256_add_ps(_mm256_mul_ps(scale, first_eight(q.low)), minimum);
         w[1].lanes = _mm256_add_ps(_mm256_mul_ps(scale, first_eight(last_eight(q.low))), minimum);

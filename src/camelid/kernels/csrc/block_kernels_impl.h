@@ -6,6 +6,15 @@
 //   struct Q8_0, Q4_0, Q4_1              kName, kBytes and decode(const uint8_t *block, Lanes w[kBlockSize / kCount])
 
 constexpr std::size_t kVectors = kBlockSize / Lanes::kCount;
+constexpr std::size_t kCacheLine = 64;
+
+inline void prefetch(const std::uint8_t *bytes) {
+#if defined(__GNUC__)
+    __builtin_prefetch(bytes);
+#else
+    (void)bytes;
+#endif
+}
 
 template <class Format>
 void unpack(const std::uint8_t *weights, std::size_t columns, std::size_t begin, std::size_t end, float *out) {
@@ -26,7 +35,12 @@ void multiply_tile(const float *x, const std::uint8_t *weights, std::size_t rows
     for (std::size_t r = 0; r < R; ++r)
         for (std::size_t t = 0; t < T; ++t) sums[r][t][0] = sums[r][t][1] = zero();
 
+    // Rows are too short for the processor to guess what comes next: while this tile is worked on, the next one is
+    // fetched, which for weights in memory is up to four times as fast (benchmarks/packed_matvec.py, q8_0).
+    const std::uint8_t *next_tile = weights + R * row_bytes;
     for (std::size_t block = 0; block < columns / kBlockSize; ++block) {
+        const std::uint8_t *ahead = next_tile + block * R * Format::kBytes;
+        for (std::size_t i = 0; i < R * Format::kBytes; i += kCacheLine) prefetch(ahead + i);
         for (std::size_t r = 0; r < R; ++r) {
             Lanes w[kVectors];
             Format::decode(weights + r * row_bytes + block * Format::kBytes, w);
