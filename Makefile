@@ -15,13 +15,15 @@ TORCH_INDEX_URL ?=
 # Threads that wait asleep lose little on an idle machine and much less on a busy one.
 OMP_WAIT_POLICY ?= passive
 export OMP_WAIT_POLICY
+# A prompt is text: make must not expand the dollars in it.
+override PROMPT := $(value PROMPT)
 export PYTHON VENV TORCH INDEX_URL TORCH_INDEX_URL MODEL PROMPT
 
 .PHONY: help chat test test-all lint docs package clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 chat:
 	@sh scripts/set_up.sh chat

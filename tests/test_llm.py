@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -137,6 +139,15 @@ def test_logits_are_fp32_for_every_position(tiny_llm: LLM) -> None:
         ([], {}, None),
         ([97, 4000], {}, EngineError),
         (torch.tensor([1, 2]), {}, CamelidError),
+        (None, {}, CamelidError),
+        (5, {}, CamelidError),
+        ({"role": "user", "content": "x"}, {}, CamelidError),
+        (b"ab", {}, CamelidError),
+        ([97.5], {}, CamelidError),
+        ([None], {}, CamelidError),
+        (["ab", 5], {}, CamelidError),
+        ([[[97]]], {}, CamelidError),
+        ([torch.tensor([97, 98])], {}, CamelidError),
         ([{"role": "nobody", "content": "x"}], {}, ChatFormatError),
     ],
 )
@@ -149,6 +160,41 @@ def test_bad_input_is_refused_and_the_engine_lives(
         with pytest.raises(error):
             tiny_llm.generate(prompt, **sampling)
     assert len(tiny_llm.generate("ab", max_tokens=3, ignore_eos=True).token_ids) == 3
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"ab", ["ab", "cd"], [[97]], [97.5], torch.tensor([1, 2]), iter([97])])
+def test_a_stream_takes_one_prompt_and_refuses_what_is_none(tiny_llm: LLM, prompt: object) -> None:
+    with pytest.raises(CamelidError, match="a prompt is text, token ids or messages"):
+        tiny_llm.stream(prompt)
+
+
+def test_an_unknown_engine_option_is_refused_at_once(tiny_llm: LLM, byte_tokenizer: ByteTokenizer) -> None:
+    with pytest.raises(EngineError) as caught:
+        LLM(tiny_llm.model, byte_tokenizer, max_contxt=100)
+    assert caught.value.hint == "did you mean 'max_context'?"
+
+
+def test_threads_share_a_model(tiny_llm: LLM) -> None:
+    sampling = {"max_tokens": 30, "temperature": 1.0, "seed": 5, "ignore_eos": True}
+    prompts = ["ab", "cd", "ef", "gh", "ij", "kl"]
+    expected = [tiny_llm.generate(prompt, **sampling).text for prompt in prompts]
+
+    def streamed(prompt: str) -> str:
+        return "".join(chunk.text for chunk in tiny_llm.stream(prompt, **sampling))
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert [reply.text for reply in pool.map(lambda p: tiny_llm.generate(p, **sampling), prompts)] == expected
+        assert list(pool.map(streamed, prompts)) == expected
+    assert not tiny_llm.engine.has_unfinished
+
+
+def test_a_stream_that_is_collected_in_the_middle_of_a_step_is_cancelled_after_it(tiny_llm: LLM) -> None:
+    stream = tiny_llm.stream("ab", max_tokens=100, ignore_eos=True)
+    next(stream)
+    tiny_llm.engine.on_step = lambda stats: stream.close()
+    assert len(tiny_llm.generate("cd", max_tokens=3, ignore_eos=True).token_ids) == 3
+    tiny_llm.engine.step()
+    assert not tiny_llm.engine.has_unfinished
 
 
 def test_an_unknown_sampling_setting_names_the_nearest(tiny_llm: LLM) -> None:

@@ -14,9 +14,19 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from inspect import signature
+from operator import index
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast, overload
 
-from camelid.base.errors import CamelidError, ChatFormatError, SamplingError, TokenizerError, did_you_mean
+from camelid.base.errors import (
+    CamelidError,
+    ChatFormatError,
+    EngineError,
+    SamplingError,
+    TokenizerError,
+    did_you_mean,
+)
+from camelid.base.fair_lock import FairLock
 from camelid.engine.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -81,6 +91,7 @@ def load(
         NotFoundError: no such path or name; the hint holds the nearest ones.
         FormatError: a file is not what it says it is.
         TokenizerError: the tokenizer does not fit the model.
+        EngineError: an unknown engine option.
         ResourceError: the model does not fit into memory.
     """
     from camelid.base.runtime import parse_dtype, pick_device
@@ -125,6 +136,8 @@ def check_tokenizer_fits(tokenizer: Tokenizer, vocab_size: int, where: object = 
 class LLM:
     """A language model that takes and gives text, token ids or conversations.
 
+    Threads may share one: what they ask for at the same time runs in the same batches.
+
     Args:
         model: the weights.
         tokenizer: its tokenizer.
@@ -146,8 +159,12 @@ class LLM:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.generation_config = dict(generation_config or {})
-        self._engine_options = engine_options
+        self._engine_options = _known_engine_options(engine_options)
         self._replies: dict[int, _Reply] = {}
+        self._forgotten: deque[int] = deque()
+        """Requests that nobody waits for any more."""
+        self._lock = FairLock()
+        """Held by the thread that uses the engine."""
 
     @cached_property
     def chat_format(self) -> ChatFormat:
@@ -192,7 +209,7 @@ class LLM:
             return self.tokenizer.encode(prompt, bos=self.tokenizer.special.add_bos)
         if _is_conversation(prompt):
             return self.chat_format.render(prompt, tools=tools, add_generation_prompt=True).ids
-        return [int(token_id) for token_id in cast("Sequence[int]", prompt)]
+        return _token_ids(prompt)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Scores of every next token at every position: fp32 [S, V], row s after ids[: s + 1].
@@ -244,11 +261,14 @@ class LLM:
     def _stream(self, prepared: _Prepared) -> Generator[Chunk]:
         request, reply = self._start(prepared)
         try:
-            while reply.finish_reason is None:
+            finished = False
+            while not finished:
                 self._step()
                 while reply.chunks:
-                    yield reply.chunks.popleft()
-                reply.raise_error()
+                    chunk = reply.chunks.popleft()
+                    finished = chunk.finish_reason is not None
+                    yield chunk
+            reply.raise_error()
         finally:
             self._forget(request)
 
@@ -279,26 +299,36 @@ class LLM:
         return _Prepared(self.encode_prompt(prompt, tools=tools), params, continuing)
 
     def _start(self, prepared: _Prepared) -> tuple[int, _Reply]:
-        request = self.engine.add(prepared.ids, prepared.params)
-        decoder = self.tokenizer.stream(continuing=prepared.continuing)
-        self._replies[request] = _Reply(decoder, prepared.params.stop)
-        return request, self._replies[request]
+        reply = _Reply(self.tokenizer.stream(continuing=prepared.continuing), prepared.params.stop)
+        with self._lock:
+            request = self.engine.add(prepared.ids, prepared.params)
+            self._replies[request] = reply
+        return request, reply
 
     def _step(self) -> None:
         """One step of the engine; every open reply gets its tokens, whoever asked for the step."""
-        for output in self.engine.step():
-            reply = self._replies.get(output.request_id)
-            if reply is None or reply.finish_reason:
-                continue
-            reply.error = output.error
-            stopped_by_text = reply.extend(output.token_ids, output.finish_reason)
-            if stopped_by_text and not output.finish_reason:
-                self.engine.cancel(output.request_id)
+        with self._lock:
+            for output in self.engine.step():
+                reply = self._replies.get(output.request_id)
+                if reply is None or reply.finish_reason:
+                    continue
+                reply.error = output.error
+                stopped_by_text = reply.extend(output.token_ids, output.finish_reason)
+                if stopped_by_text and not output.finish_reason:
+                    self.engine.cancel(output.request_id)
+            self._cancel_forgotten()
 
     def _forget(self, request: int) -> None:
-        reply = self._replies.pop(request)
-        if reply.finish_reason is None:
-            self.engine.cancel(request)
+        self._forgotten.append(request)
+        if not self._lock.is_mine:  # it is, if the garbage collector closes a stream in the middle of a step
+            with self._lock:
+                self._cancel_forgotten()
+
+    def _cancel_forgotten(self) -> None:
+        while self._forgotten:
+            request = self._forgotten.popleft()
+            if self._replies.pop(request).finish_reason is None:
+                self.engine.cancel(request)
 
 
 @dataclass(frozen=True)
@@ -339,13 +369,14 @@ class _Reply:
         if finish_reason and not stopped:
             self._held += self._decoder.flush()
             stopped = self._cut_at_stop()
-        self.finish_reason = "stop" if stopped else finish_reason
-        keep = 0 if self.finish_reason else self._unsure()
+        reason = "stop" if stopped else finish_reason
+        keep = 0 if reason else self._unsure()
         text = self._held[: len(self._held) - keep]
         self._held = self._held[len(text) :]
         self.text += text
         self.token_ids += taken
-        self.chunks.append(Chunk(text, taken, self.finish_reason))
+        self.chunks.append(Chunk(text, taken, reason))
+        self.finish_reason = reason  # last: another thread may be waiting for it
         return stopped
 
     def raise_error(self) -> None:
@@ -385,18 +416,43 @@ def sampling_params(settings: Mapping[str, Any], base: SamplingParams | None = N
         raise SamplingError(f"a sampling setting has the wrong type: {error}") from error
 
 
-def _is_conversation(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
-    return len(prompt) > 0 and isinstance(prompt[0], Mapping)
+def _known_engine_options(options: dict[str, Any]) -> dict[str, Any]:
+    from camelid.engine.engine import Engine
+
+    known = set(signature(Engine).parameters) - {"model", "stop_ids"}
+    for name in options:
+        if name not in known:
+            raise EngineError(f"unknown engine option '{name}'", hint=did_you_mean(name, known))
+    return options
+
+
+def _is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _token_ids(prompt: object) -> list[int]:
+    ids = _checked(prompt)
+    try:
+        return [index(token_id) for token_id in ids]
+    except TypeError as error:
+        kinds = ", ".join(sorted({type(item).__name__ for item in ids}))
+        raise CamelidError(
+            f"a prompt is text, token ids or messages, not a {type(prompt).__name__} of {kinds}",
+            hint="ids are integers; only `generate` takes a list of prompts",
+        ) from error
 
 
 def _is_batch(prompt: object) -> bool:
     if isinstance(prompt, str):
         return False
-    if not isinstance(prompt, Sequence):
+    prompts = _checked(prompt)
+    return len(prompts) == 0 or isinstance(prompts[0], Sequence)
+
+
+def _checked(prompt: object) -> Sequence[Any]:
+    if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Sequence):
         raise CamelidError(
             f"a prompt is text, token ids or messages, not {type(prompt).__name__}",
             hint='for a tensor, pass ids.tolist(); for a message, pass [{"role": "user", "content": "…"}]',
         )
-    if len(prompt) == 0:
-        return True
-    return isinstance(prompt[0], str) or (isinstance(prompt[0], Sequence) and not isinstance(prompt[0], Mapping))
+    return prompt

@@ -80,3 +80,10 @@ def test_a_missing_recipe_is_said_to_be_missing(tmp_path: Path) -> None:
 def test_unreadable_overrides_are_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(RecipeError):
         load_recipe(Training, write(tmp_path, 'output = "a"\nsteps = 1'), [override])
+
+
+def test_an_override_sets_one_value_only() -> None:
+    class Named(Recipe):
+        name: str = ""
+
+    assert load_recipe(Named, None, ["name=1\nother = 2"]).name == "1\nother = 2"

@@ -37,6 +37,8 @@ def test_dtypes_have_names() -> None:
     assert parse_dtype(torch.float16) is torch.float16
     with pytest.raises(ConfigError) as caught:
         parse_dtype("bfloat")
+    with pytest.raises(ConfigError, match="unknown dtype 'int8'"):
+        parse_dtype(torch.int8)
     assert caught.value.hint == "did you mean 'bfloat16' or 'float32' or 'float16'?"
 
 

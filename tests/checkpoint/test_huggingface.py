@@ -113,6 +113,13 @@ def test_the_hub_caches_own_links_are_followed(single: Path, tmp_path: Path, sha
     assert torch.equal(model.get_parameter("model.norm.weight"), tiny_model().get_parameter("model.norm.weight"))
 
 
+def test_a_shard_whose_name_no_file_system_takes_is_missing(sharded: Path) -> None:
+    edit_index(sharded, **{"model.norm.weight": "x" * 300 + ".safetensors"})
+
+    with pytest.raises(NotFoundError, match="is missing"):
+        HuggingFaceCheckpoint(sharded)
+
+
 def test_a_missing_shard_is_named(sharded: Path) -> None:
     (sharded / sorted(path.name for path in sharded.glob("*.safetensors"))[1]).unlink()
 

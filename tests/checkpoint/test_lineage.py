@@ -59,7 +59,12 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "camelid": "1", "files": {"x": 3}}', "[" * 60_000]
+    "text",
+    [
+        *("", "[]", "{}", '{"format": 9}', "[" * 60_000),
+        '{"format": 1, "camelid": "1", "files": {"x": 3}}',
+        '{"format": 1, "camelid": "1", "files": {"x": {"sha256": "", "bytes": Infinity}}}',
+    ],
 )
 def test_a_broken_one_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / LINEAGE).write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,6 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def camelid(*arguments: str, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    import os
-
     return subprocess.run(
         [sys.executable, "-m", "camelid", *arguments],
         input=stdin,
@@ -71,6 +70,7 @@ def test_models_as_tables_prints_the_same() -> None:
             "did you mean 'smollm2-135m-instruct'",
         ),
         (["chat", "runs/missing", "-p", "x"], "runs/missing", "camelid pull runs/missing"),
+        (["chta"], "there is no verb named 'chta'", "did you mean 'chat'"),
         (["pull", "no-such-model"], "there is no model named 'no-such-model'", "known:"),
         (["models", "rm", "llama-3.2-1b"], "has not been pulled", ""),
         (["tokenizer", "train", "missing.toml"], "there is no such file (missing.toml)", ""),
@@ -91,6 +91,28 @@ def test_a_chat_without_terminal_and_prompt_says_so_and_ends() -> None:
     done = camelid("chat", "smollm2-135m-instruct")
     assert (done.returncode, done.stdout) == (0, "")
     assert "nothing to answer" in done.stderr
+
+
+def test_a_closed_standard_input_is_no_prompt() -> None:
+    done = subprocess.run(
+        f'"{sys.executable}" -m camelid chat <&-', shell=True, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "nothing to answer" in done.stderr
+
+
+def test_text_that_the_locale_cannot_read_or_show_is_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "camelid", "chat", "no-such-model"],
+        input=b"caf\xe9",
+        capture_output=True,
+        check=False,
+        env={**os.environ, "CAMELID_HOME": str(tmp_path), "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.returncode == 2
+    vocabulary = ROOT / "tests/fixtures/tokenizers/llama2/tokenizer.model"
+    shown = camelid("tokenizer", "decode", str(vocabulary), "30591", env={"PYTHONIOENCODING": "ascii:strict"})
+    assert (shown.returncode, shown.stdout) == (0, "?\n")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

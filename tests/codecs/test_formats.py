@@ -202,3 +202,21 @@ def test_the_torch_twin_alone_gives_the_same(name: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(kernels, "runs_on", lambda *_: False)
     assert torch.equal(codec.unpack(packed), unpacked)
     torch.testing.assert_close(codec.matmul(x_TN, packed), product, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PACKABLE)
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_of_the_process_changes_nothing(name: str, default: torch.dtype) -> None:
+    codec, packed = FORMATS.load(name), random_packed(name, 8, 64)
+    x_TN = torch.randn(2, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float32, requires_grad=True)
+    expected, unpacked = codec.matmul(x_TN, packed), codec.unpack(packed)
+    (grad,) = torch.autograd.grad(expected.sum(), x_TN)
+    torch.set_default_dtype(default)
+    try:
+        again = codec.matmul(x_TN, packed)
+        (grad_again,) = torch.autograd.grad(again.sum(), x_TN)
+        assert torch.equal(codec.unpack(packed), unpacked)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(again, expected)
+    assert torch.equal(grad_again, grad)

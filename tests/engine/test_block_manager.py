@@ -1,4 +1,4 @@
-"""Blocks are handed out once, shared by count, and all come back."""
+"""Blocks are handed out once and all come back."""
 
 from __future__ import annotations
 
@@ -37,17 +37,6 @@ def test_a_lone_sequence_lies_in_one_piece() -> None:
     for num_tokens in range(1, 10):
         blocks.reserve(third, num_tokens)
     assert third == list(range(9))
-
-
-def test_a_shared_block_is_free_when_its_last_holder_lets_go() -> None:
-    blocks, first = BlockManager(3, block_size=4), []
-    blocks.reserve(first, 8)
-    second = blocks.share(first)
-    blocks.reserve(second, 12)
-    blocks.release(first)
-    assert (first, second, blocks.num_free) == ([], [0, 1, 2], 0)
-    blocks.release(second)
-    assert blocks.num_free == 3
 
 
 @settings(deadline=None)

@@ -305,3 +305,50 @@ def test_a_failing_forward_pass_loses_no_request(tiny_model: TinyModel, plain_lo
         engine.step()
     hook.remove()
     assert head + tokens(run_to_the_end(engine)[request]) == plain_loop([1, 2, 3], SamplingParams(max_tokens=6))
+
+
+@pytest.mark.parametrize("prompt_length", [3, 9])
+def test_an_interrupted_step_runs_again_as_it_was(
+    tiny_model: TinyModel, plain_loop: PlainLoop, monkeypatch: pytest.MonkeyPatch, prompt_length: int
+) -> None:
+    engine = Engine(tiny_model, max_batch_tokens=5)
+    prompts = [[3, 1], list(range(prompt_length))]
+    requests = [engine.add(prompt, SamplingParams(max_tokens=8)) for prompt in prompts]
+    head = engine.step()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("camelid.engine.engine.sample", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    outputs = run_to_the_end(engine)
+
+    for request, prompt in zip(requests, prompts, strict=True):
+        earlier = [output for output in head if output.request_id == request]
+        assert tokens([*earlier, *outputs[request]]) == plain_loop(prompt, SamplingParams(max_tokens=8))
+
+
+def test_a_trainer_may_switch_the_model_between_steps(own_model: TinyModel) -> None:
+    modes: list[bool] = []
+    own_model.tokens.register_forward_hook(lambda module, *_: modes.append(module.training))
+    engine = Engine(own_model)
+    engine.add([1, 2, 3], SamplingParams(max_tokens=3))
+    for _ in range(2):
+        own_model.train()
+        engine.step()
+    own_model.train()
+    engine.logits([1, 2, 3])
+    assert modes == [False] * 3
+
+
+def test_logits_are_fp32_whatever_the_default_dtype(tiny_model: TinyModel) -> None:
+    engine = Engine(tiny_model)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert engine.logits([1, 2, 3]).dtype == torch.float32
+        assert len(engine.generate([[1, 2, 3]], SamplingParams(max_tokens=3))[0].token_ids) == 3
+    finally:
+        torch.set_default_dtype(before)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from camelid.base.errors import EngineError
+from camelid.codecs import FORMATS
 from camelid.engine.engine import Engine, StepStats
 from camelid.engine.params import SamplingParams
+from camelid.model.linear import Matrix
 from camelid.model.llama import Llama, LlamaConfig
 
 SHAPE = {
@@ -48,3 +51,18 @@ def test_greedy_replies_equal_those_of_transformers(limits: dict[str, int]) -> N
     assert max(stats.num_sequences for stats in log) > 1
     assert (log[-1].num_preemptions > 0) == ("cache_tokens" in limits)
     assert min(len(set(reply)) for reply in expected) > 10
+
+
+def test_packed_weights_cannot_be_replaced_and_the_error_says_so() -> None:
+    model = Llama.from_config(LlamaConfig(**{**SHAPE, "hidden_size": 96}))
+    model.initialize(seed=0)
+    projection = model.get_submodule("model.layers.1.mlp.up_proj")
+    assert isinstance(projection, Matrix)
+    dense = projection.weight
+    assert dense is not None
+    projection.load_packed(FORMATS.load("q8_0").pack(dense))
+
+    with pytest.raises(EngineError, match=r"no parameter 'model\.layers\.1\.mlp\.up_proj\.weight'") as caught:
+        Engine(model).update_weights([("model.layers.1.mlp.up_proj.weight", dense)])
+
+    assert "packed=False" in str(caught.value.hint)

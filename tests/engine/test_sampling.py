@@ -17,11 +17,11 @@ from camelid.engine.params import SamplingParams
 from camelid.engine.sampling import (
     apply_temperature,
     draw,
+    gumbel_noise,
     min_p_threshold,
     penalize_repetition,
     sample,
     top_k_top_p_threshold,
-    uniform,
 )
 from camelid.engine.sequence import Sequence
 
@@ -80,16 +80,16 @@ SETTINGS = st.builds(
 
 @settings(deadline=None)
 @given(SETTINGS, st.integers(0, 10_000), st.lists(st.integers(0, V - 1), min_size=1, max_size=8))
-def test_a_token_is_drawn_by_inverting_the_defined_distribution(
+def test_the_drawn_token_is_the_best_of_the_defined_distribution_with_noise(
     params: SamplingParams, seed: int, token_ids: list[int]
 ) -> None:
     logits = random_logits(1, seed)
     probabilities = by_definition(logits[0].tolist(), params, set(token_ids))
     [token] = sample(logits, [new_sequence(params, token_ids, seed)])
     assert token is not None
-    aim, below = uniform(seed, 0), sum(probabilities[:token])
-    assert probabilities[token] > 0
-    assert below - 1e-5 <= aim <= below + probabilities[token] + 1e-5
+    noise = gumbel_noise([(seed, 0)], V, logits.device)[0].tolist()
+    noisy = [math.log(p) + n if p > 0 else -math.inf for p, n in zip(probabilities, noise, strict=True)]
+    assert noisy[token] >= max(noisy) - 1e-4
 
 
 @pytest.mark.parametrize("name", ["top_k", "top_p", "min_p", "repetition_penalty", "temperature", "all"])
@@ -183,9 +183,13 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_positions_of_one_seed_draw_independently() -> None:
-    pairs = Counter((int(uniform(seed, 0) * 4), int(uniform(seed, 1) * 4)) for seed in range(16_000))
+    def tokens(places: list[tuple[int, int]], vocab_size: int) -> list[int]:
+        return gumbel_noise(places, vocab_size, torch.device("cpu")).argmax(-1).tolist()
+
+    seeds = range(16_000)
+    pairs = Counter(zip(tokens([(s, 0) for s in seeds], 4), tokens([(s, 1) for s in seeds], 4), strict=True))
     assert sum((pairs[i, j] - 1000) ** 2 / 1000 for i in range(4) for j in range(4)) < 37.7  # 99.9th, 15 degrees
-    along = Counter(int(uniform(7, position) * 16) for position in range(16_000))
+    along = Counter(tokens([(7, position) for position in range(16_000)], 16))
     assert sum((along[i] - 1000) ** 2 / 1000 for i in range(16)) < 37.7
 
 
@@ -215,8 +219,31 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(seed: int) -> None:
 
 def test_tokens_of_no_probability_are_never_drawn() -> None:
     scores = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
-    for u, token in ((0.0, 1), (0.499999, 1), (0.5, 3), (1 - 2**-48, 3)):
-        assert draw(scores, [u]) == [token]
+    noise = gumbel_noise([(seed, 0) for seed in range(1000)], 5, scores.device)
+    assert set(draw(scores, noise)) == {1, 3}
+
+
+def test_noise_has_gumbels_distribution_and_is_the_same_everywhere() -> None:
+    noise = gumbel_noise([(5, position) for position in range(10)], 50_000, torch.device("cpu"))
+    assert noise.isfinite().all()
+    for x in (-1.5, 0.0, 1.0, 5.0):  # of 500,000 values, within 5 standard deviations
+        share = math.exp(-math.exp(-x))
+        assert abs((noise <= x).double().mean().item() - share) < 5 * math.sqrt(share * (1 - share) / noise.numel())
+    assert abs(torch.corrcoef(noise).fill_diagonal_(0)).max() < 0.03
+    assert torch.equal(noise[3:4, :100], gumbel_noise([(5, 3)], 100, torch.device("cpu")))
+
+
+def test_a_seed_gives_the_same_noise_in_every_release() -> None:
+    noise = gumbel_noise([(7, 3)], 4, torch.device("cpu"))[0].tolist()
+    assert noise == pytest.approx([1.729862, 1.563717, -1.089219, 1.044356], abs=1e-6)
+
+
+def test_rounding_of_the_scores_leaves_the_draw_alone() -> None:
+    tries = 300
+    logits = random_logits(1, vocab_size=20_000) / 3
+    rounded = logits + 1e-4 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    sequences = [new_sequence(SamplingParams(temperature=1.0), seed=seed) for seed in range(tries)]
+    assert sample(logits.expand(tries, -1), sequences) == sample(rounded.expand(tries, -1), sequences)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
@@ -254,3 +281,12 @@ def test_the_most_extreme_penalties_order_tokens_by_whether_they_were_seen(penal
 def test_everything_can_be_drawn_without_filters() -> None:
     assert support(torch.zeros(8), SamplingParams(temperature=1.0)) == set(range(8))
     assert support(torch.arange(8.0) / 8, SamplingParams(temperature=1.0, top_k=3)) == {5, 6, 7}
+
+
+def test_each_token_of_a_reply_is_drawn_anew() -> None:
+    sequence = new_sequence(SamplingParams(temperature=1.0), [0], seed=3)
+    for _ in range(20):
+        [token] = sample(torch.zeros(1, V), [sequence])
+        assert token is not None
+        sequence.token_ids.append(token)
+    assert len(set(sequence.token_ids)) > 10

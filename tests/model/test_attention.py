@@ -40,3 +40,11 @@ def test_packed_sequences_attend_within_themselves(lengths: tuple[int, ...]) -> 
 
 def test_positions_start_at_zero_in_every_sequence() -> None:
     assert PackedContext([2, 1, 3]).positions().tolist() == [0, 1, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (4, 5), ()])
+def test_lengths_that_do_not_sum_to_the_tokens_are_refused(lengths: tuple[int, ...]) -> None:
+    q, k, v = (torch.randn(12, heads, 8) for heads in (4, 2, 2))
+
+    with pytest.raises(AssertionError, match="sum to the tokens"):
+        PackedContext(lengths).attend(0, q, k, v, scale=0.3)

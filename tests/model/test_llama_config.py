@@ -161,6 +161,7 @@ def test_a_size_is_a_positive_whole_number_that_a_model_can_have(name: str, valu
         ({"bos_token_id": -1}, "bos_token_id"),
         ({"bos_token_id": [1]}, "bos_token_id"),
         ({"eos_token_id": [2, "3"]}, "eos_token_id"),
+        ({"pad_token_id": "0"}, "pad_token_id"),
         ({"torch_dtype": "float8"}, "dtype"),
         ({"dtype": 16}, "dtype"),
         ({"model_type": "mistral"}, "model_type"),

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camelid.base.errors import ChatFormatError
+from camelid.tokenizer.byte_pairs import BYTE_ALPHABET
 from camelid.tokenizer.chat import CHAT_FORMATS, chat_format_for
 from camelid.tokenizer.chat_jinja import RESERVED, JinjaFormat
+from camelid.tokenizer.gguf_vocab import from_gguf_metadata
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -33,6 +35,29 @@ CHAT = [
     {"role": "user", "content": "Who are you?"},
     {"role": "assistant", "content": "A café ☺"},
 ]
+
+
+def test_a_control_token_of_one_character_is_text_to_a_template():
+    tokens = [*BYTE_ALPHABET, "<|end|>", "☃"]
+    tokenizer = from_gguf_metadata(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": [1] * 256 + [3, 3],
+            "tokenizer.ggml.merges": [],
+        }
+    )
+    chat = JinjaFormat(tokenizer, "{{ messages[0].content }}<|end|>", seconds=60)
+
+    ids = chat.render([{"role": "user", "content": "a ☃"}]).ids
+
+    assert ids == [*tokenizer.encode("a ☃"), 256]
+
+
+def test_filters_that_import_something_work_where_no_file_can_be_opened():
+    template = "{{ messages[0].content | striptags }} {{ messages[0].content | wordwrap }}"
+    assert text(jinja(template), [{"role": "user", "content": "ab &amp; cd"}]) == "ab & cd ab &amp; cd"
 
 
 @cache

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 
 from camelid.base.errors import FormatError, TokenizerError
@@ -90,13 +92,25 @@ def test_an_unknown_piece_written_as_a_control_piece() -> None:
     assert tokenizer.encode("a") == [262]
 
 
+NO_ENDS = {"bos_token_id": None, "eos_token_id": None}
 BROKEN = [
     (keys(), "no tokenizer"),
     (keys(model="bert"), "'bert' is not supported"),
     (byte_pairs(pre="qwen3-next"), "pre-tokenizer 'qwen3-next' is not known"),
     (byte_pairs(pre=None), "does not name its pre-tokenizer"),
     (byte_pairs(tokens=None), "tokens is no array"),
-    (byte_pairs(tokens=[]), "holds no texts"),
+    (byte_pairs(tokens=[]), "tokens is empty"),
+    (byte_pairs(tokens=[1, 2]), "tokens holds not only texts"),
+    (byte_pairs(model=[1, 2]), "model is no text"),
+    (byte_pairs(pre=["gpt-2"]), "pre is no text"),
+    (byte_pairs(add_bos_token=np.array([1, 2])), "add_bos_token is neither true nor false"),
+    (byte_pairs(eos_token_id=np.array([1, 2])), r"eos_token_id is array\(\[1, 2\]\), outside"),
+    (byte_pairs(token_type=[[NORMAL]] * 261), "token_type holds not only whole numbers"),
+    (byte_pairs(tokens=[*BYTE_ALPHABET, "ab"], token_type=[NORMAL] * 257, merges=["ab x"], **NO_ENDS), "cannot read"),
+    (sentencepiece(scores=[1e300] * 264), "no 32-bit number"),
+    (sentencepiece(scores=[float("nan")] * 264), "no 32-bit number"),
+    (sentencepiece(scores=["1"] * 264), "scores holds not only numbers"),
+    (sentencepiece(add_space_prefix="yes"), "add_space_prefix is neither true nor false"),
     (byte_pairs(tokens=["a", "b", "a"], token_type=[NORMAL] * 3), "'a' comes twice"),
     (byte_pairs(token_type=[NORMAL]), "does not fit the tokens"),
     (byte_pairs(merges=None), "merges is no array"),
@@ -111,6 +125,14 @@ def test_metadata_that_cannot_be_right(metadata: dict[str, Any], message: str) -
     with pytest.raises(TokenizerError, match=message) as caught:
         from_gguf_metadata(metadata, where="model.gguf")
     assert "model.gguf" in str(caught.value)
+
+
+def test_a_large_vocabulary_with_a_token_twice_is_refused_at_once() -> None:
+    tokens = [*map(str, range(150_000)), "149999"]
+    start = time.monotonic()
+    with pytest.raises(TokenizerError, match="'149999' comes twice"):
+        from_gguf_metadata(byte_pairs(tokens=tokens))
+    assert time.monotonic() - start < 10
 
 
 def test_a_pre_tokenizer_that_is_nearly_known() -> None:

@@ -177,6 +177,10 @@ def test_files_of_two_models_in_one_folder(tmp_path: Path) -> None:
         ('{"model": {"type": "BPE", "vocab": {"a": "b"}, "merges": []}}', "broken"),
         ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}', "cannot read"),
         ('{"model": {"type": "Telepathy", "vocab": {"a": 0}}}', "cannot read"),
+        ("[" * 60_000, "no JSON"),
+        ('{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}', "-1 is no token id"),
+        ('{"model": {"type": "BPE", "vocab": {"a": 4294967296}, "merges": []}}', "4294967296 is no token id"),
+        ('{"model": {"vocab": {}}, "added_tokens": [{"id": Infinity, "content": "a"}]}', "inf is no token id"),
     ],
 )
 def test_a_broken_tokenizer_json(content: str, message: str, tmp_path: Path) -> None:
@@ -184,6 +188,23 @@ def test_a_broken_tokenizer_json(content: str, message: str, tmp_path: Path) -> 
     with pytest.raises(TokenizerError, match=message) as caught:
         load_tokenizer(tmp_path)
     assert "tokenizer.json" in str(caught.value)
+
+
+def test_an_id_that_two_tokens_share_is_left_to_the_library(tmp_path: Path) -> None:
+    folder = written(tmp_path, byte_level(CUTS["gpt2"]))
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    definition["model"]["vocab"]["!"] = definition["model"]["vocab"]['"']
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    assert isinstance(load_tokenizer(folder), LibraryTokenizer)
+
+
+def test_an_added_token_that_is_half_a_character_is_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path, byte_level(CUTS["gpt2"]))
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    definition["added_tokens"][0]["content"] = "\ud800"
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(TokenizerError, match="broken"):
+        load_tokenizer(folder)
 
 
 def test_added_tokens_are_found_leftmost_and_longest(tmp_path: Path) -> None:

@@ -81,9 +81,10 @@ def test_code_llamas_infill_pieces_are_control_tokens(llama2_model: SentencePiec
     assert tokenizer.encode("▁<PRE>Hello", allow_special=True) == [32007, 15043]
 
 
-def test_added_tokens_beyond_the_file_are_not_dropped_silently(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beyond", ["32000", "-1", "null", '"5"'])
+def test_added_tokens_beyond_the_file_are_not_dropped_silently(beyond: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(MODEL.read_bytes())
-    (tmp_path / "added_tokens.json").write_text('{"<|im_start|>": 32000, "</s>": 2}')
+    (tmp_path / "added_tokens.json").write_text(f'{{"<|im_start|>": {beyond}, "</s>": 2}}')
     with pytest.raises(TokenizerError, match=r"adds '<\|im_start\|>'"):
         load_tokenizer(tmp_path)
 

@@ -136,7 +136,9 @@ def disk_error(error: OSError, path: Path) -> CamelidError:
     """The CamelidError for an operating-system error met while writing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError("no space left on the disk", where=path, hint="free some space; nothing was overwritten")
-    return ResourceError(f"cannot write: {error.strerror or error}", where=path)
+    return ResourceError(
+        f"cannot write: {error.strerror or error}", where=path, hint="nothing was overwritten; choose another place"
+    )
 
 
 def _swap(new: Path, path: Path) -> None:

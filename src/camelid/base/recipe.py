@@ -19,7 +19,7 @@ from camelid.base.errors import RecipeError, did_you_mean
 from camelid.base.files import existing_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -52,11 +52,20 @@ def load_recipe(schema: type[R], path: Path | None, overrides: Sequence[str] = (
             raise RecipeError(f"not a TOML file: {error}", where=path) from error
     for override in overrides:
         _apply(settings, override)
+    return validated(schema, settings, path or "recipe")
+
+
+def validated(schema: type[R], settings: Mapping[str, Any], where: object) -> R:
+    """Settings as read from TOML or JSON, checked against a recipe's class.
+
+    Raises:
+        RecipeError: a key is unknown, a value has the wrong type or an impossible value; says so of `where`.
+    """
     try:
         # TOML has no Path and no tuple: strict validation in JSON mode accepts their plain spellings.
         return schema.model_validate_json(_to_json(settings))
     except ValidationError as error:
-        raise _explain(schema, error, path) from error
+        raise _explain(schema, error, where) from error
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:
@@ -75,28 +84,29 @@ def _apply(settings: dict[str, Any], override: str) -> None:
 
 def _parse_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return parsed["value"] if len(parsed) == 1 else text
 
 
-def _to_json(settings: dict[str, Any]) -> str:
+def _to_json(settings: Mapping[str, Any]) -> str:
     import json
 
     return json.dumps(settings, default=str)
 
 
-def _explain(schema: type[BaseModel], error: ValidationError, path: Path | None) -> RecipeError:
+def _explain(schema: type[BaseModel], error: ValidationError, where: object) -> RecipeError:
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(schema, location[:-1])
-        return RecipeError(f"unknown key '{key}'{more}", where=path or "recipe", hint=did_you_mean(location[-1], known))
+        return RecipeError(f"unknown key '{key}'{more}", where=where, hint=did_you_mean(location[-1], known))
     message = first["msg"][0].lower() + first["msg"][1:]
     got = "" if first["type"] == "missing" else f", not {first['input']!r}"
-    return RecipeError(f"'{key}': {message}{got}{more}", where=path or "recipe")
+    return RecipeError(f"'{key}': {message}{got}{more}", where=where)
 
 
 def _known_keys(schema: type[BaseModel], tables: Sequence[str]) -> list[str]:

@@ -47,8 +47,7 @@ def parse_dtype(name: str | torch.dtype) -> torch.dtype:
     """
     import torch
 
-    if isinstance(name, torch.dtype):
-        return name
+    name = str(name).removeprefix("torch.")
     if name not in DTYPES:
         raise ConfigError(f"unknown dtype '{name}'", hint=did_you_mean(name, DTYPES))
     dtype = getattr(torch, name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from camelid.base.errors import FormatError, NotFoundError
 from camelid.base.files import existing_file
 from camelid.checkpoint.base import Checkpoint, TensorInfo
+from camelid.checkpoint.catalogue import exists
 from camelid.checkpoint.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name or ":" in name:
             raise FormatError(f"the file name {name!r} leads outside the folder", where=self.path)
         file = self.path / name
-        if not file.exists():
+        if not exists(file):
             return None
         folder, target = self.path.resolve(), file.resolve()
         if not target.is_relative_to(folder) and not _is_cached_blob(folder, target):

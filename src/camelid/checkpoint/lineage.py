@@ -82,7 +82,7 @@ def read_lineage(folder: Path) -> Lineage:
         files = {name: FileRecord(str(one["sha256"]), int(one["bytes"])) for name, one in document["files"].items()}
         facts = {key: value for key, value in document.items() if key not in _RESERVED}
         return Lineage(str(document["camelid"]), files, facts)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FormatError(f"not a lineage file: {error!r}", where=path) from error
 
 

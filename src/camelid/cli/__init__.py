@@ -8,6 +8,7 @@ VERBS: Registry[object] = Registry(
     {
         "chat": "camelid.cli.chat:app",
         "models": "camelid.cli.models:app",
+        "prepare": "camelid.cli.prepare:app",
         "pull": "camelid.cli.pull:app",
         "tokenizer": "camelid.cli.tokenizer:app",
     },

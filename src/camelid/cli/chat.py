@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,8 +48,8 @@ def chat(
     stats: Annotated[bool, typer.Option(help="After each reply, print its tokens per second.")] = False,
 ) -> None:
     """Talk to a model. Without a terminal, what comes on standard input is one prompt."""
-    if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read().strip()
+    if prompt is None and not (sys.stdin and sys.stdin.isatty()):
+        prompt = sys.stdin.read().strip() if sys.stdin else ""
         if not prompt:
             _tell("nothing to answer: there is no terminal and no prompt (give one with --prompt, or PROMPT=… to make)")
             return
@@ -89,7 +89,10 @@ def recommended_sampling(model: str, generation_config: Mapping[str, Any]) -> di
 
 
 def _talk(conversation: Conversation, model: str, stats: bool) -> None:
-    import readline  # noqa: F401 — line editing and history for input()
+    with suppress(ImportError):  # Windows has none
+        import readline  # line editing and history for input()
+
+        readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one message
 
     _tell(f"You are talking to {model}. /help lists the commands.")
     while True:
@@ -105,7 +108,7 @@ def _talk(conversation: Conversation, model: str, stats: bool) -> None:
         if not text.strip():
             continue
         try:
-            if text.startswith("/"):
+            if text.startswith("/") and "\n" not in text:
                 if not _run_command(text, conversation):
                     return
                 continue
@@ -130,8 +133,11 @@ def _run_command(text: str, conversation: Conversation) -> bool:
     elif command == "system":
         _tell(conversation.system or "no system message set: the model's own default applies")
     elif command == "save" and argument:
-        conversation.save(Path(argument).expanduser())
-        _tell(f"saved {len(conversation.messages)} messages to {argument}")
+        path = Path(argument)
+        with suppress(RuntimeError):  # no such user's home: then it is a name like any other
+            path = path.expanduser()
+        conversation.save(path)
+        _tell(f"saved {len(conversation.messages)} messages to {path}")
     elif command == "save":
         _tell("name a file: /save conversation.json")
     elif command == "help":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -20,8 +21,6 @@ class _VerbGroup(TyperGroup):
         return VERBS.names()
 
     def get_command(self, ctx: Any, name: str) -> Any:
-        if name not in VERBS.names():
-            return None
         app = VERBS.load(name)
         assert isinstance(app, typer.Typer)
         command = typer.main.get_command(app)
@@ -61,15 +60,15 @@ def main() -> None:
     """Run the command line; a CamelidError becomes a message, a hint and exit code 2."""
     # Threads that sleep when they wait: beside other busy programs several times faster (docs/decisions/0003).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # What the locale cannot read or show becomes a replacement character, not a traceback.
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except CamelidError as error:
         print_error(error)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader (`| head`) went away: nothing is wrong, and the interpreter must not try to flush again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 def print_error(error: CamelidError) -> None:

@@ -142,7 +142,7 @@ class BlockCodec(ABC):
     def _unpack_data(self, data_RB: Tensor, num_columns: int) -> Tensor:
         """Rows of blocks to float32 [R, N]."""
         if self.has_kernel(data_RB.device):
-            out_RN = torch.empty(len(data_RB), num_columns)
+            out_RN = torch.empty(len(data_RB), num_columns, dtype=torch.float32, device=data_RB.device)
             kernels.unpack(self.name, data_RB, out_RN)
             return out_RN
         return self.unpack_blocks(data_RB.reshape(-1, self.block_bytes)).reshape(len(data_RB), num_columns)
@@ -160,7 +160,7 @@ class _Matmul(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad_TR,) = grads
         packed, codec = ctx.packed, ctx.codec
-        grad_TN = torch.zeros(len(grad_TR), packed.shape[-1], device=grad_TR.device)
+        grad_TN = torch.zeros(len(grad_TR), packed.shape[-1], dtype=torch.float32, device=grad_TR.device)
         for start, data_RB in codec._row_chunks(packed):
             weight_RN = codec._unpack_data(data_RB, packed.shape[-1])
             grad_TN += grad_TR[:, start : start + len(data_RB)].float() @ weight_RN

@@ -6,7 +6,7 @@ import heapq
 
 
 class BlockManager:
-    """Hands out the blocks of a paged cache and counts who refers to each.
+    """Hands out the blocks of a paged cache, each to one holder.
 
     The lowest free block is handed out first, so that a sequence that runs alone lies in one piece, which attention
     reads without a gather.
@@ -22,12 +22,12 @@ class BlockManager:
         self._num_touched = 0
         """Blocks below this one have been handed out before; those from it on never, and are not in `_returned`."""
         self._returned: list[int] = []
-        self._references: dict[int, int] = {}
+        self._num_held = 0
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody refers to."""
-        return self.num_blocks - len(self._references)
+        """Blocks that nobody holds."""
+        return self.num_blocks - self._num_held
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold so many tokens."""
@@ -49,26 +49,16 @@ class BlockManager:
         block_table.extend(self._take() for _ in range(num_needed))
         return True
 
-    def share(self, block_table: list[int]) -> list[int]:
-        """A second table over the same blocks; shared blocks must be full, since neither holder may write to them."""
-        for block in block_table:
-            self._references[block] += 1
-        return list(block_table)
-
     def release(self, block_table: list[int]) -> None:
         """Give up every block of the table, which is empty afterwards."""
         for block in block_table:
-            self._references[block] -= 1
-            if self._references[block] == 0:
-                del self._references[block]
-                heapq.heappush(self._returned, block)
+            heapq.heappush(self._returned, block)
+        self._num_held -= len(block_table)
         block_table.clear()
 
     def _take(self) -> int:
+        self._num_held += 1
         if self._returned:
-            block = heapq.heappop(self._returned)
-        else:
-            block = self._num_touched
-            self._num_touched += 1
-        self._references[block] = 1
-        return block
+            return heapq.heappop(self._returned)
+        self._num_touched += 1
+        return self._num_touched - 1

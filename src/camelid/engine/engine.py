@@ -20,9 +20,10 @@ from camelid.engine.protocol import Completion, Generator, StepOutput
 from camelid.engine.sampling import sample
 from camelid.engine.scheduler import Scheduler
 from camelid.engine.sequence import Sequence
+from camelid.model.linear import Matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from torch import Tensor
 
@@ -67,7 +68,7 @@ class Engine(Generator):
     a time may use an engine; `generate` and `stream` may be mixed with `step`, which returns the outputs of `add` only.
 
     Args:
-        model: any `LanguageModel`, on its device and in its dtype.
+        model: any `LanguageModel`, on its device and in its dtype. Steps run it in evaluation mode and leave it so.
         stop_ids: the model's own end tokens; `ignore_eos` goes past them.
         max_context: tokens of prompt and reply that a sequence may have. Default: the model's, or what the cache holds.
         cache_tokens: tokens that the cache holds, all sequences together. Default: `max_sequences` full contexts within
@@ -100,7 +101,7 @@ class Engine(Generator):
         for name, size in {**sizes, "max_context": max_context, "cache_tokens": cache_tokens}.items():
             if size is not None and size < 1:
                 raise EngineError(f"{name} must be at least 1, not {size}", where=name)
-        self.model = model.eval()
+        self.model = model
         self.stop_ids = frozenset(stop_ids)
         self.device, self.dtype = _device_and_dtype(model)
         self.max_batch_tokens = max_batch_tokens or (512 if self.device.type == "cpu" else 4096)
@@ -221,11 +222,11 @@ class Engine(Generator):
             )
         cache = self._allocate(self._blocks.num_blocks_for(len(ids)))
         block_table = list(range(cache.num_blocks))
-        logits_SV = torch.empty(len(ids), config.vocab_size, device=self.device)
+        logits_SV = torch.empty(len(ids), config.vocab_size, device=self.device, dtype=torch.float32)
         for start in range(0, len(ids), self.max_batch_tokens):
             chunk = ids[start : start + self.max_batch_tokens]
             context = PagedContext(cache, [len(chunk)], [start], [block_table])
-            hidden_SE = self.model(torch.tensor(chunk, device=self.device), context.positions, context)
+            hidden_SE = self._runner.hidden(chunk, context)
             logits_SV[start : start + len(chunk)] = self.model.logits(hidden_SE)
         return logits_SV
 
@@ -242,7 +243,7 @@ class Engine(Generator):
         parameters = self.model.state_dict()
         for name, tensor in named_tensors:
             if name not in parameters:
-                raise EngineError(f"the model has no parameter '{name}'", hint=did_you_mean(name, parameters))
+                raise EngineError(f"the model has no parameter '{name}'", hint=self._hint_for_missing(name, parameters))
             if tensor.shape != parameters[name].shape:
                 shapes = f"{list(parameters[name].shape)}, not {list(tensor.shape)}"
                 raise EngineError(f"the parameter '{name}' is shaped {shapes}")
@@ -252,11 +253,12 @@ class Engine(Generator):
         chunks = self._scheduler.schedule()
         if not chunks:
             return
-        logits_BV = self._runner.run(chunks)
+        sampled = [chunk.sequence for chunk in chunks if chunk.is_last]
+        tokens = sample(self._runner.run(chunks), sampled)
+        # Nothing is noted before this line: a step that failed or was interrupted runs again as it was.
         for chunk in chunks:
             chunk.sequence.num_computed += chunk.length
-        sampled = [chunk.sequence for chunk in chunks if chunk.is_last]
-        for sequence, token in zip(sampled, sample(logits_BV, sampled), strict=True):
+        for sequence, token in zip(sampled, tokens, strict=True):
             self._advance(sequence, token)
         if self.on_step:
             self.on_step(
@@ -374,6 +376,12 @@ class Engine(Generator):
                     hint="does the tokenizer belong to this model?",
                 )
         return ids
+
+    def _hint_for_missing(self, name: str, parameters: Collection[str]) -> str | None:
+        for path, module in self.model.named_modules():
+            if isinstance(module, Matrix) and module.packed is not None and name == f"{path}.weight":
+                return "this weight is packed; only dense ones can be replaced: load the model with packed=False"
+        return did_you_mean(name, parameters)
 
     def _tokens_in_memory(self) -> int:
         """Tokens whose keys and values fit into the cache's share of the free memory."""

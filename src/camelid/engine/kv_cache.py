@@ -53,7 +53,7 @@ class PagedKVCache:
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
         """Keys and values of one token in all layers."""
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+        return config.kv_elements_per_token * dtype.itemsize
 
     def write(self, layer: int, slots: slice | Tensor, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of T tokens, and return the layer's whole storage."""

@@ -37,8 +37,7 @@ class ModelRunner:
             [chunk.start for chunk in chunks],
             [chunk.sequence.block_table for chunk in chunks],
         )
-        ids_T = torch.tensor([i for chunk in chunks for i in chunk.token_ids], device=self.cache.device)
-        hidden_TE: Tensor = self.model(ids_T, context.positions, context)
+        hidden_TE = self.hidden([i for chunk in chunks for i in chunk.token_ids], context)
         ends = accumulate(chunk.length for chunk in chunks)
         rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.is_last]
         if not rows:
@@ -46,3 +45,10 @@ class ModelRunner:
         if len(rows) < len(hidden_TE):
             hidden_TE = hidden_TE[torch.tensor(rows, device=hidden_TE.device)]
         return self.model.logits(hidden_TE)
+
+    def hidden(self, ids: list[int], context: PagedContext) -> Tensor:
+        """Final hidden states [T, E] of the tokens of a context."""
+        if self.model.training:  # a trainer that rolls out has switched it
+            self.model.eval()
+        hidden_TE: Tensor = self.model(torch.tensor(ids, device=self.cache.device), context.positions, context)
+        return hidden_TE

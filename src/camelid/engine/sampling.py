@@ -1,8 +1,7 @@
 """Choosing the next token of each sequence.
 
 A row's token depends on its own logits, settings, seed and position alone, never on the rows beside it. Each filter is
-a threshold: tokens that score below it are dropped, so equal scores are kept or dropped together. The draw is by
-inversion of the cumulative distribution in order of token id.
+a threshold: tokens that score below it are dropped, so equal scores are kept or dropped together.
 
 Shape suffixes: B sequences, V vocabulary, C best-scoring tokens of a row.
 """
@@ -54,8 +53,9 @@ def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[int | None]:
             min_p_threshold(scores_BV, [params[row].min_p for row in drawing]),
         )
         scores_BV = scores_BV.masked_fill(scores_BV < thresholds_B[:, None], -math.inf)
-        uniforms = [uniform(sequences[row].seed, sequences[row].num_generated) for row in drawing]
-        for row, token in zip(drawing, draw(scores_BV, uniforms), strict=True):
+        places = [(sequences[row].seed, sequences[row].num_generated) for row in drawing]
+        noise_BV = gumbel_noise(places, scores_BV.shape[1], scores_BV.device)
+        for row, token in zip(drawing, draw(scores_BV, noise_BV), strict=True):
             tokens[row] = token
     return [token if ok else None for token, ok in zip(tokens, usable, strict=True)]
 
@@ -144,20 +144,41 @@ def min_p_threshold(scores_BV: Tensor, min_p: Rows[float]) -> Tensor:
     return scores_BV.amax(dim=-1) + scores_BV.new_tensor([math.log(p) if p > 0 else -math.inf for p in min_p])
 
 
-def draw(scores_BV: Tensor, uniforms: Rows[float]) -> list[int]:
-    """A token of each row's softmax: the first at which the cumulative probability exceeds the uniform number."""
-    cumulative_BV = scores_BV.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    aims_B1 = cumulative_BV[:, -1:] * cumulative_BV.new_tensor(uniforms)[:, None]
-    tokens: list[int] = torch.searchsorted(cumulative_BV, aims_B1, right=True)[:, 0].tolist()
+def draw(scores_BV: Tensor, noise_BV: Tensor) -> list[int]:
+    """A token of each row's softmax: the one with the greatest sum of score and Gumbel noise (Gumbel 1954).
+
+    Rounding that depends on the batch moves a score by some 1e-5, and the greatest sum changes hands about as rarely.
+    (Inverting the cumulative distribution adds up the roundings of the whole vocabulary: of eight replies of 60 tokens
+    from SmolLM2-135M at temperature 1, one or two came out otherwise alone than in a batch.)
+    """
+    tokens: list[int] = (scores_BV + noise_BV).argmax(dim=-1).tolist()
     return tokens
 
 
-def uniform(seed: int, index: int) -> float:
-    """The index-th number of a seed's stream, uniform in [0, 1) with 48 bits.
+def gumbel_noise(places: Rows[tuple[int, int]], vocab_size: int, device: torch.device) -> Tensor:
+    """Standard Gumbel noise for every token at each place (seed, position in the reply): float64 [B, V].
 
-    A keyed hash of a counter, as counter-based generators are built (Salmon et al. 2011, "Parallel Random Numbers: As
-    Easy as 1, 2, 3"): there is no state to keep, restore or share, so a preempted or batched sequence draws what it
-    would alone.
+    A mixed counter, as counter-based generators are built (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1,
+    2, 3"): there is no state to keep, restore or share, so a preempted or batched sequence draws what it would alone.
+    The mixing is SplitMix64's (Steele et al. 2014, "Fast Splittable Pseudorandom Number Generators", Fig. 14).
     """
-    digest = hashlib.blake2b(index.to_bytes(8, "little"), digest_size=6, key=seed.to_bytes(8, "little")).digest()
-    return int.from_bytes(digest, "little") / 2**48
+    keys = [
+        hashlib.blake2b(position.to_bytes(8, "little"), digest_size=8, key=seed.to_bytes(8, "little")).digest()
+        for seed, position in places
+    ]
+    keys_B1 = torch.tensor([int.from_bytes(key, "little", signed=True) for key in keys], device=device)[:, None]
+    bits_BV = keys_B1 + torch.arange(1, vocab_size + 1, device=device) * _signed(0x9E3779B97F4A7C15)
+    bits_BV = (bits_BV ^ _shifted(bits_BV, 30)) * _signed(0xBF58476D1CE4E5B9)
+    bits_BV = (bits_BV ^ _shifted(bits_BV, 27)) * _signed(0x94D049BB133111EB)
+    bits_BV = bits_BV ^ _shifted(bits_BV, 31)
+    uniform_BV = (_shifted(bits_BV, 12).double() + 0.5) * 2**-52
+    return -(-uniform_BV.log()).log()
+
+
+def _shifted(bits: Tensor, count: int) -> Tensor:
+    """A shift to the right that fills with zeros; torch has no unsigned 64-bit arithmetic."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def _signed(bits: int) -> int:
+    return bits - 2**64 if bits >= 2**63 else bits

@@ -102,8 +102,10 @@ def matmul(format: str, x_TN: Tensor, data_RB: Tensor, *, instruction_set: str |
     rows = data_RB.shape[0]
     _check_blocks(format, data_RB, rows, columns)
     assert x_TN.dtype == torch.float32
+    assert x_TN.device.type == "cpu"
     assert x_TN.is_contiguous()
-    out_TR = torch.empty(batch, rows)
+    # Stated in full: the kernel writes float32 here whatever the process's default dtype and device are.
+    out_TR = torch.empty(batch, rows, dtype=torch.float32, device=x_TN.device)
     native, chosen = _chosen(instruction_set)
     native.matmul(
         format,

@@ -57,6 +57,7 @@ class PackedContext(AttentionContext):
 
     def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float) -> Tensor:
         """Causal attention inside each sequence; sequences of one length share one kernel call."""
+        assert sum(self.lengths) == len(q_THD), "the sequences' lengths must sum to the tokens"
         if len(set(self.lengths)) == 1:
             num_sequences = len(self.lengths)
             q, k, v = (x.view(num_sequences, -1, *x.shape[1:]) for x in (q_THD, k_TKD, v_TKD))

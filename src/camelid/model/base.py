@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from camelid.model.attention import AttentionContext
+    from camelid.model.linear import Matrix
 
 __all__ = ["LanguageModel", "ModelConfig"]
 
@@ -45,6 +46,14 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def logits(self, hidden_TE: Tensor) -> Tensor:
         """Scores over the vocabulary, fp32 [T, V]."""
+
+    @property
+    def output_matrix(self) -> Matrix:
+        """The matrix that scores the vocabulary, tied or not: `logits(h)` is `output_matrix.multiply(h)` in fp32.
+
+        A trainer multiplies with it in chunks. A model whose scores are something else does not have it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not score its vocabulary with one matrix")
 
     @classmethod
     @abstractmethod

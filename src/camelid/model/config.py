@@ -66,9 +66,14 @@ class ModelConfig(ABC):
         """Bytes of all weights in a dense dtype, without activations and cache."""
         return self.num_parameters * BYTES_PER_ELEMENT[dtype]
 
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Numbers that one token leaves in the cache: its keys and values in all layers."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes of keys and values that one token leaves in the cache."""
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * BYTES_PER_ELEMENT[dtype]
+        return self.kv_elements_per_token * BYTES_PER_ELEMENT[dtype]
 
 
 def require_count(name: str, value: object) -> None:

@@ -56,10 +56,6 @@ class Embedding(Matrix):
         """[T] → [T, E]."""
         return self.rows(ids_T)
 
-    def scores(self, hidden_TE: Tensor) -> Tensor:
-        """The dot product of each hidden state with every token's vector: [T, V]."""
-        return self.multiply(hidden_TE)
-
 
 def feed_forward_width(hidden_size: int, multiple_of: int = 256, ffn_dim_multiplier: float | None = None) -> int:
     """The width that Meta's `params.json` stands for: 8/3 of the hidden size, scaled, rounded up to a multiple.

@@ -47,6 +47,9 @@ class Matrix(nn.Module):
     def load_packed(self, packed: PackedTensor) -> None:
         """Replace the weight by packed blocks; nothing is unpacked.
 
+        A packed weight is no parameter: `state_dict` leaves it out, and an optimizer does not see it. `save_huggingface`
+        does.
+
         Raises:
             FormatError: the blocks stand for a matrix of another shape.
             NotFoundError: there is no such weight format.

@@ -126,8 +126,12 @@ class Llama(LanguageModel):
 
     def logits(self, hidden_TE: Tensor) -> Tensor:
         """Scores over the vocabulary, fp32 [T, V]."""
-        output = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return output.multiply(hidden_TE).float()
+        return self.output_matrix.multiply(hidden_TE).float()
+
+    @property
+    def output_matrix(self) -> Matrix:
+        """`lm_head`, or the embedding where the two are tied."""
+        return self.model.embed_tokens if self.lm_head is None else self.lm_head
 
     def initialize(self, seed: int) -> None:
         """Matrices from N(0, initializer_range²), norms at 1, biases at 0; the same on every device."""

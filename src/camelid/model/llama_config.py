@@ -120,7 +120,7 @@ class LlamaConfig(ModelConfig):
             raise ConfigError(f"the config has no {name}", where=name)
         if isinstance(eos := values.get("eos_token_id"), list):
             values["eos_token_id"] = tuple(eos)
-        if (values.get("pad_token_id") or 0) < 0:
+        if isinstance(pad := values.get("pad_token_id"), int) and pad < 0:
             del values["pad_token_id"]
         values["dtype"] = values.get("dtype") or settings.get("torch_dtype") or "float32"
         values["rope_parameters"] = read_rope(settings)

@@ -45,8 +45,9 @@ class JinjaFormat(ChatFormat):
     """Whatever the template that came with a model says.
 
     Texts of the conversation, tools and variables never become control tokens: those they spell are broken up before
-    the template sees them, and mended afterwards as text. A template that glues a control token together from text
-    which does not look like one (`'<|' + name + '|>'`) means it, and gets it.
+    the template sees them, and mended afterwards as text. A template that makes a control token out of text which does
+    not look like one, by gluing (`'<|' + name + '|>'`) or by cutting (`content | replace('x', '')`), means it and gets
+    it.
 
     The loss mask comes from the template's `{% generation %}` blocks. Without any, it is found by rendering the
     conversation up to each of the assistant's messages, and fails where a template writes earlier messages differently
@@ -98,13 +99,20 @@ class JinjaFormat(ChatFormat):
         rendering = self._prepare(messages, tools, variables)
         text = self._text(rendering, len(rendering.messages), add_generation_prompt=add_generation_prompt)
         spans = self._parse(rendering, text)
-        plain = spans_text(spans)
-        if rendering.markers.broken in text:
+        ids = None if rendering.markers.broken in text else self._ids_at_once(spans)
+        if ids is None:
             ids = [token_id for stretch in encode_spans(self.tokenizer, spans) for token_id in stretch.ids]
-        else:
-            # Nothing spells a control token but the template; its tokenizer may treat text beside them in its own way.
-            ids = self.tokenizer.encode(plain, allow_special=True)
         return Rendered(ids, lambda: self._mask(rendering, text, ids))
+
+    def _ids_at_once(self, spans: Sequence[Span]) -> list[int] | None:
+        """Ids as transformers makes them, since a tokenizer may treat text beside control tokens in its own way.
+
+        None if that reads control tokens where the template wrote none: single characters, normalised spellings.
+        """
+        ids = self.tokenizer.encode(spans_text(spans), allow_special=True)
+        control = self.tokenizer.special.control_ids - {self.tokenizer.special.unk}
+        written = [span.token for span in spans if span.token in control]
+        return ids if [token_id for token_id in ids if token_id in control] == written else None
 
     def _prepare(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from camelid.base.errors import TokenizerError, did_you_mean
 from camelid.tokenizer.added_tokens import AddedToken
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 _NONE: Final = 2**32 - 1
 """-1 as the file's unsigned type holds it."""
 
+_LARGEST_SCORE: Final = (2 - 2**-23) * 2.0**127
+"""Of the 32-bit numbers that SentencePiece has for scores."""
+
+_Element = TypeVar("_Element", str, int, float)
+_ELEMENTS: Final[Mapping[type, str]] = {str: "texts", int: "whole numbers", float: "numbers with a point"}
+
 
 def from_gguf_metadata(metadata: Mapping[str, Any], *, where: object = "the GGUF metadata") -> Tokenizer:
     """The tokenizer that a GGUF file carries.
@@ -32,7 +39,7 @@ def from_gguf_metadata(metadata: Mapping[str, Any], *, where: object = "the GGUF
         TokenizerError: keys are missing or contradict each other, or the pre-tokenizer is not one that is known.
     """
     vocabulary = _Vocabulary(metadata, where)
-    model = vocabulary.get("model")
+    model = vocabulary.text("model")
     if model == "llama":
         return _sentencepiece(vocabulary)
     if model == "gpt2":
@@ -42,13 +49,13 @@ def from_gguf_metadata(metadata: Mapping[str, Any], *, where: object = "the GGUF
 
 
 def _byte_pairs(vocabulary: _Vocabulary) -> Tokenizer:
-    pre = vocabulary.get("pre")
-    if pre not in GGUF_PRE:
+    pre = vocabulary.text("pre")
+    if pre is None or pre not in GGUF_PRE:
         what = "the file does not name its pre-tokenizer" if pre is None else f"the pre-tokenizer '{pre}' is not known"
         raise TokenizerError(
             f"{what}, so texts would be cut by guesswork",
             where=f"{vocabulary.where}, tokenizer.ggml.pre",
-            hint="convert the model again with a recent converter" if pre is None else did_you_mean(str(pre), GGUF_PRE),
+            hint="convert the model again with a recent converter" if pre is None else did_you_mean(pre, GGUF_PRE),
         )
     tokens = vocabulary.tokens()
     types = vocabulary.types(len(tokens))
@@ -75,9 +82,11 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
 
     tokens = vocabulary.tokens()
     types = vocabulary.types(len(tokens))
-    scores = vocabulary.array("scores")
+    scores = vocabulary.array("scores", float)
     if len(scores) != len(tokens):
         raise TokenizerError(f"{len(scores)} scores do not fit {len(tokens)} tokens", where=vocabulary.where)
+    if not all(abs(score) <= _LARGEST_SCORE for score in scores):
+        raise TokenizerError("tokenizer.ggml.scores holds what is no 32-bit number", where=vocabulary.where)
     special = vocabulary.special(tokens, [], add_bos=True, bos=1, eos=2, unk=0)
     unk = 0 if special.unk is None else special.unk
     # SentencePiece wants exactly one unknown piece; some converters write it as a control token.
@@ -90,8 +99,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
         bos_id=-1 if special.bos is None else special.bos,
         eos_id=-1 if special.eos is None else special.eos,
         pad_id=-1 if special.pad is None else special.pad,
-        add_dummy_prefix=bool(vocabulary.get("add_space_prefix", True)),
-        remove_extra_whitespaces=bool(vocabulary.get("remove_extra_whitespaces", False)),
+        add_dummy_prefix=vocabulary.flag("add_space_prefix", default=True),
+        remove_extra_whitespaces=vocabulary.flag("remove_extra_whitespaces", default=False),
     )
     return SentencePieceTokenizer(model, add_bos=special.add_bos, where=vocabulary.where)
 
@@ -106,35 +115,50 @@ class _Vocabulary:
     def get(self, name: str, default: Any = None) -> Any:
         return self.metadata.get(f"tokenizer.ggml.{name}", default)
 
-    def array(self, name: str) -> list[Any]:
+    def text(self, name: str) -> str | None:
+        value = self.get(name)
+        if value is not None and not isinstance(value, str):
+            raise TokenizerError(f"tokenizer.ggml.{name} is no text", where=self.where)
+        return value
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        value = self.get(name, default)
+        if not isinstance(value, int):
+            raise TokenizerError(f"tokenizer.ggml.{name} is neither true nor false", where=self.where)
+        return bool(value)
+
+    def array(self, name: str, kind: type[_Element]) -> list[_Element]:
         value = self.get(name)
         if value is None or isinstance(value, (str, int, float)):
             raise TokenizerError(f"tokenizer.ggml.{name} is no array", where=self.where)
-        return list(value.tolist() if hasattr(value, "tolist") else value)
+        elements = list(value.tolist() if hasattr(value, "tolist") else value)
+        if not all(isinstance(element, kind) for element in elements):
+            raise TokenizerError(f"tokenizer.ggml.{name} holds not only {_ELEMENTS[kind]}", where=self.where)
+        return elements
 
     def tokens(self) -> list[str]:
-        tokens = self.array("tokens")
-        if not tokens or not all(isinstance(token, str) for token in tokens):
-            raise TokenizerError("tokenizer.ggml.tokens holds no texts", where=self.where)
+        tokens = self.array("tokens", str)
+        if not tokens:
+            raise TokenizerError("tokenizer.ggml.tokens is empty", where=self.where)
         if len(set(tokens)) < len(tokens):
-            twice = next(token for i, token in enumerate(tokens) if token in tokens[:i])
+            twice = next(token for token, count in Counter(tokens).items() if count > 1)
             raise TokenizerError(f"the token {twice!r} comes twice", where=f"{self.where}, tokenizer.ggml.tokens")
         return tokens
 
     def types(self, count: int) -> list[int]:
         if self.get("token_type") is None:
             return [int(PieceType.NORMAL)] * count
-        types: list[int] = self.array("token_type")
+        types = self.array("token_type", int)
         if len(types) != count or not set(types) <= set(PieceType):
             raise TokenizerError("tokenizer.ggml.token_type does not fit the tokens", where=self.where)
         return types
 
     def merges(self) -> list[tuple[str, str]]:
-        texts = self.array("merges")
+        texts = self.array("merges", str)
         try:
             return [(left, right) for left, right in [text.split(" ") for text in texts]]
-        except (AttributeError, ValueError) as error:
-            broken = next(text for text in texts if not isinstance(text, str) or text.count(" ") != 1)
+        except ValueError as error:
+            broken = next(text for text in texts if text.count(" ") != 1)
             where = f"{self.where}, tokenizer.ggml.merges"
             raise TokenizerError(f"{broken!r} is no pair of tokens", where=where) from error
 
@@ -142,12 +166,14 @@ class _Vocabulary:
         """The control tokens; `add_bos` and the ids by role are what holds where the file does not say."""
         keys = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
         roles = {role: self._id(f"{key}_token_id", ids.get(role), len(tokens)) for role, key in keys.items()}
-        add_bos = bool(self.get("add_bos_token", add_bos)) and roles["bos"] is not None
+        add_bos = self.flag("add_bos_token", default=add_bos) and roles["bos"] is not None
         return SpecialTokens(ids={tokens[i]: i for i in control}, add_bos=add_bos, **roles)
 
     def _id(self, name: str, default: int | None, count: int) -> int | None:
         token_id = self.get(name, default)
-        if token_id is None or token_id == _NONE:
+        if token_id is None:
+            return None
+        if isinstance(token_id, int) and token_id == _NONE:
             return None
         if not isinstance(token_id, int) or not 0 <= token_id < count:
             raise TokenizerError(

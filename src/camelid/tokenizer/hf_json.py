@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from camelid.base.errors import TokenizerError
 from camelid.tokenizer.added_tokens import AddedToken
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from camelid.tokenizer.base import SpecialTokens, Tokenizer
+
+_MAX_IDS: Final = 2**31
+"""More than any vocabulary has; both libraries hold ids in 32 bits."""
 
 
 def load_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
@@ -32,7 +35,7 @@ def load_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
     try:
         text = data.decode()
         definition = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"this is no JSON: {error}", where=path) from error
     if not isinstance(definition, dict) or not isinstance(definition.get("model"), dict):
         raise TokenizerError(
@@ -45,12 +48,12 @@ def load_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
         vocab = _vocabulary(definition["model"])
         template_bos = _template_bos(definition.get("post_processor"))
         pairs = _byte_pairs(definition, vocab, added)
+        every = {**vocab, **{token.content: token.id for token in added}}
+        control = {token.content: token.id for token in added if token.special}
+        special = special_tokens(path.parent, every, control, template_bos=template_bos)
+        tokenizer = None if pairs is None else on_tiktoken(pairs, special, lambda: text)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise TokenizerError(f"this tokenizer.json is broken: {error!r}", where=path) from error
-    every = {**vocab, **{token.content: token.id for token in added}}
-    control = {token.content: token.id for token in added if token.special}
-    special = special_tokens(path.parent, every, control, template_bos=template_bos)
-    tokenizer = None if pairs is None else on_tiktoken(pairs, special, lambda: text)
     return tokenizer or on_library(text, special, path)
 
 
@@ -70,6 +73,8 @@ def on_tiktoken(model: BytePairModel, special: SpecialTokens, tokenizer_json: Ca
     from camelid.tokenizer.tiktoken_bpe import TiktokenBPE
 
     ranks = {unspell(token): model.vocab[token] for token in order}
+    if len(set(ranks.values())) < len(ranks):
+        return None
     unused = {model.vocab[token]: spelled_bytes(token) for token in model.vocab.keys() - set(order)}
     return TiktokenBPE(ranks, model.pattern, [*model.added, *promoted], special, tokenizer_json, unused=unused)
 
@@ -95,7 +100,7 @@ def spelled_bytes(token: str) -> bytes:
 
 def _added_tokens(definition: Mapping[str, Any]) -> list[AddedToken]:
     return [
-        AddedToken(str(token["content"]), int(token["id"]), bool(token.get("special")))
+        AddedToken(str(token["content"]), _checked_id(token["id"]), bool(token.get("special")))
         for token in definition.get("added_tokens") or []
     ]
 
@@ -104,10 +109,13 @@ def _vocabulary(model: Mapping[str, Any]) -> Mapping[str, int]:
     vocab = model["vocab"]
     if isinstance(vocab, list):
         return {piece: token_id for token_id, (piece, _score) in enumerate(vocab)}
-    if not all(isinstance(token_id, int) for token_id in vocab.values()):
-        raise ValueError("an id in model.vocab is no integer")
-    named: dict[str, int] = vocab
-    return named
+    return {token: _checked_id(token_id) for token, token_id in vocab.items()}
+
+
+def _checked_id(token_id: object) -> int:
+    if type(token_id) is not int or not 0 <= token_id < _MAX_IDS:
+        raise ValueError(f"{token_id!r} is no token id")
+    return token_id
 
 
 def _byte_pairs(

@@ -78,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"this is no JSON: {error}", where=path) from error
     if not isinstance(value, dict):
         raise TokenizerError("this JSON is no object", where=path)

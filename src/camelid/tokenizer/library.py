@@ -90,7 +90,9 @@ def open_library(text: str, special: SpecialTokens, where: object) -> tokenizers
     """
     try:
         library = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises no narrower class
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises no narrower class, and where it panics no Exception at all
         raise TokenizerError(f"the tokenizers library cannot read this: {error}", where=where) from error
     library.no_truncation()
     library.no_padding()

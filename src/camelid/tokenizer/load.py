@@ -87,7 +87,8 @@ def _load_sentencepiece(data: bytes, path: Path) -> Tokenizer:
     add_bos = read_json(path.parent / "tokenizer_config.json").get("add_bos_token")
     tokenizer = load_sentencepiece(data, path, add_bos=add_bos if isinstance(add_bos, bool) else None)
     added = read_json(path.parent / "added_tokens.json")
-    beyond = [name for name, token_id in added.items() if token_id >= tokenizer.vocab_size]
+    ids = range(tokenizer.vocab_size)
+    beyond = [name for name, token_id in added.items() if token_id not in ids]
     if beyond:
         raise TokenizerError(
             f"added_tokens.json adds {', '.join(map(repr, beyond[:3]))}, which this file does not hold",

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import html  # noqa: F401 - markupsafe imports it for the first `striptags`, when no file can be opened any more
 import json
 import re
 import signal
 import sys
+import textwrap  # noqa: F401 - and jinja2 for the first `wordwrap`
 from datetime import datetime
 from typing import Any, BinaryIO, cast
 

@@ -1,0 +1,29 @@
+"""Training: one trainer for pretraining and everything after it, resumable to the same bits.
+
+recipe = load_recipe(PretrainRecipe, Path("recipes/small.toml"))
+pretrain(recipe, batches, Path("runs/small"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from camelid.base.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from camelid.train.pretrain import PretrainRecipe, pretrain
+    from camelid.train.settings import TrainSettings
+    from camelid.train.trainer import Trainer, TrainingError
+
+__all__ = ["PretrainRecipe", "TrainSettings", "Trainer", "TrainingError", "pretrain"]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "PretrainRecipe": "camelid.train.pretrain",
+        "TrainSettings": "camelid.train.settings",
+        "Trainer": "camelid.train.trainer",
+        "TrainingError": "camelid.train.trainer",
+        "pretrain": "camelid.train.pretrain",
+    },
+)

@@ -1,0 +1,147 @@
+"""Cross-entropy from hidden states and the output matrix, without ever holding all logits.
+
+Shape suffixes: T tokens, N those of them that count, C tokens of one chunk, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_BYTES = {"cpu": 32 << 20}
+"""Of fp32 logits that live at once, by kind of device: 256 tokens of a 32k vocabulary on a CPU, where 16 to 64 MiB were
+equally fast. An accelerator needs longer products to be busy."""
+ACCELERATOR_CHUNK_BYTES = 1 << 30
+MIN_CHUNK_TOKENS = 128
+"""Below it the products themselves slow down: on a CPU by a fifth at 64 tokens."""
+
+
+class LossSums(NamedTuple):
+    """Sums over the tokens of one forward pass, fp32 scalars; a caller divides by the weight of a whole step."""
+
+    objective: Tensor
+    """Σ w · (cross-entropy + z_loss · logsumexp²): what is differentiated."""
+    cross_entropy: Tensor
+    """Σ w · cross-entropy in nats: what is reported; carries no gradient."""
+
+
+def chunked_cross_entropy(
+    hidden_TE: Tensor,
+    output_VE: Tensor,
+    targets_T: Tensor,
+    weights_T: Tensor,
+    *,
+    z_loss: float = 0.0,
+    compute_dtype: torch.dtype | None = None,
+    chunk_tokens: int | None = None,
+) -> LossSums:
+    """Weighted cross-entropy of `hidden · outputᵀ`, one chunk of tokens at a time.
+
+    The gradient of a chunk is taken while its logits are at hand, so that nothing is computed twice: besides the two
+    gradients only `chunk_tokens · V` fp32 numbers live. A backward pass through it is possible once.
+
+    Args:
+        hidden_TE: final hidden states.
+        output_VE: the output matrix, or the embedding tied to it.
+        targets_T: int64; ignored where the weight is 0.
+        weights_T: fp32, what each token counts.
+        z_loss: factor of logsumexp², which keeps the logits from drifting (PaLM, Chowdhery et al. 2022, arXiv
+            2204.02311, §5).
+        compute_dtype: of the matrix products; None: the hidden states' own. Softmax and sums are fp32 in any case.
+        chunk_tokens: tokens of one chunk; None: `default_chunk_tokens`.
+    """
+    if chunk_tokens is None:
+        chunk_tokens = default_chunk_tokens(output_VE.shape[0], output_VE.device)
+    dtype = compute_dtype or hidden_TE.dtype
+    counted_N = weights_T.nonzero()[:, 0]
+    if len(counted_N) < len(weights_T):
+        hidden_TE, targets_T, weights_T = hidden_TE[counted_N], targets_T[counted_N], weights_T[counted_N]
+    apply = cast("Any", _ChunkedCrossEntropy.apply)
+    return LossSums(*apply(hidden_TE, output_VE, targets_T, weights_T, z_loss, dtype, chunk_tokens))
+
+
+def default_chunk_tokens(vocab_size: int, device: torch.device) -> int:
+    """Tokens whose logits live at once."""
+    num_bytes = CHUNK_BYTES.get(device.type, ACCELERATOR_CHUNK_BYTES)
+    return max(MIN_CHUNK_TOKENS, num_bytes // (4 * vocab_size))
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Computes both gradients in the forward pass; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NE: Tensor,
+        output_VE: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor,
+        z_loss: float,
+        dtype: torch.dtype,
+        chunk_tokens: int,
+    ) -> tuple[Tensor, Tensor]:
+        wants_hidden, wants_output = ctx.needs_input_grad[:2]
+        hidden_grad_NE = torch.empty_like(hidden_NE) if wants_hidden else None
+        output_grad_VE = torch.empty_like(output_VE, dtype=torch.float32) if wants_output else None
+        typed_VE = output_VE.to(dtype)
+        # One memory for all chunks: fresh pages would cost a CPU a fifth of the product that fills them.
+        space_CV = hidden_NE.new_empty((min(chunk_tokens, len(hidden_NE)), len(output_VE)), dtype=dtype)
+        cross_entropies, logsumexps = [], []
+        for begin in range(0, len(hidden_NE), chunk_tokens):
+            chunk = slice(begin, begin + chunk_tokens)
+            hidden_CE = hidden_NE[chunk].to(dtype)
+            logits_CV = torch.mm(hidden_CE, typed_VE.T, out=space_CV[: len(hidden_CE)]).float()
+            weights_C, targets_C1 = weights_N[chunk], targets_N[chunk, None]
+            target_logits_C = logits_CV.gather(1, targets_C1)[:, 0]
+            largest_C = logits_CV.amax(1)
+            probs_CV = torch.softmax(logits_CV, 1, out=logits_CV)
+            # The largest probability is exp(0) / Σ exp(logit − largest) and at least 1/V: its logarithm is safe.
+            logsumexp_C = largest_C - probs_CV.amax(1).log()
+            cross_entropies.append(weights_C * (logsumexp_C - target_logits_C))
+            logsumexps.append(weights_C * logsumexp_C.square())
+            if hidden_grad_NE is None and output_grad_VE is None:
+                continue
+            # d objective / d logits = scale · (probs − target / pull). The scale goes to the E-wide side of both
+            # products, which saves a pass over the V-wide one.
+            pull_C = 1 + 2 * z_loss * logsumexp_C
+            scale_C1 = (weights_C * pull_C)[:, None]
+            grad_CV = probs_CV.scatter_add_(1, targets_C1, -pull_C.reciprocal()[:, None]).to(dtype)
+            if hidden_grad_NE is not None:
+                hidden_grad_NE[chunk] = (grad_CV @ typed_VE) * scale_C1
+            if output_grad_VE is not None:
+                _add_product(output_grad_VE, grad_CV.T, (hidden_CE * scale_C1).to(dtype), first=begin == 0)
+        if output_grad_VE is not None and not len(hidden_NE):
+            output_grad_VE.zero_()
+        ctx.hidden_grad_NE = hidden_grad_NE
+        ctx.output_grad_VE = None if output_grad_VE is None else output_grad_VE.to(output_VE.dtype)
+        cross_entropy = (
+            torch.cat(cross_entropies).sum() if cross_entropies else hidden_NE.new_zeros((), dtype=torch.float32)
+        )
+        objective = cross_entropy.clone()
+        if z_loss and logsumexps:
+            objective += z_loss * torch.cat(logsumexps).sum()
+        ctx.mark_non_differentiable(cross_entropy)
+        return objective, cross_entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, objective_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grads = [
+            grad if grad is None else grad.mul_(objective_grad) for grad in (ctx.hidden_grad_NE, ctx.output_grad_VE)
+        ]
+        del ctx.hidden_grad_NE, ctx.output_grad_VE
+        return *grads, None, None, None, None, None
+
+
+def _add_product(sum_VE: Tensor, a_VC: Tensor, b_CE: Tensor, *, first: bool) -> None:
+    if a_VC.dtype == sum_VE.dtype:
+        sum_VE.addmm_(a_VC, b_CE, beta=0 if first else 1)  # with 0, what lies in an empty tensor is not read
+    elif first:
+        sum_VE.copy_(a_VC @ b_CE)
+    else:
+        sum_VE += a_VC @ b_CE
