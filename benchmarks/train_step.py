@@ -1,6 +1,6 @@
 """How fast camelid trains: against transformers' model in a bare loop, and against the step's own matrix products.
 
-    python benchmarks/train_step.py [--shape 15m|110m] [--batch 8] [--length 256] [--rounds 5] [--compiled] [--clock wall|cpu]
+    python benchmarks/train_step.py [--shape 15m|110m] [--batch 8] [--length 256] [--rounds 5] [--compiled]
 
 Same weights, same tokens, fused AdamW and clipping at 1.0 on both sides, which take turns; medians. Before timing, both
 must give the same loss and the same gradient norm. The ceiling is measured in the same rounds: the matrix products of

@@ -112,7 +112,7 @@ def load(
             model,
             tokenizer,
             chat_template=checkpoint.chat_template,
-            generation_config=checkpoint.generation_config,
+            generation_config={"eos_token_id": checkpoint.config.get("eos_token_id"), **checkpoint.generation_config},
             **engine_options,
         )
     finally:

@@ -47,6 +47,7 @@ def test_a_package_adds_an_entry_with_an_entry_point(tmp_path: Path) -> None:
         ("lama", ["llama", "opt"], "did you mean 'llama'?"),
         ("xyz", ["opt", "llama"], "known: llama, opt"),
         ("xyz", [], None),
+        ("xyz", [f"model{i:02}" for i in range(99)], "known: " + ", ".join(f"model{i:02}" for i in range(12)) + ", …"),
     ],
 )
 def test_hints_help(name: str, known: list[str], hint: str | None) -> None:

@@ -14,7 +14,8 @@ from byte_tokenizer import ByteTokenizer
 from camelid.base.errors import ChatFormatError, FormatError, RecipeError
 from camelid.data.conversation_batches import ConversationBatches
 from camelid.data.conversations import Conversation
-from camelid.tokenizer.chat import chat_format_for
+from camelid.tokenizer.chat import Rendered, chat_format_for
+from camelid.tokenizer.chat_chatml import ChatMLFormat
 
 CHAT = chat_format_for(ByteTokenizer(), template=None, name="chatml")
 BASE: dict[str, Any] = {"sequence_length": 160, "batch_size": 2, "seed": 0}
@@ -166,6 +167,16 @@ def test_a_conversation_without_the_assistant_is_left_out_and_counted() -> None:
 
     assert report.num_without_target == 2
     assert "2 without a word of the assistant and dropped" in str(report)
+
+
+def test_a_first_token_is_no_target_even_if_the_mask_has_it() -> None:
+    class LearnsTheFirst(ChatMLFormat):
+        def render(self, *arguments: Any, **options: Any) -> Rendered:
+            ids = super().render(*arguments, **options).ids
+            return Rendered(ids, lambda: [True] + [False] * (len(ids) - 1))
+
+    with pytest.raises(FormatError, match="none is left to learn from"):
+        ConversationBatches(talks(1), LearnsTheFirst(ByteTokenizer()), **BASE)
 
 
 def test_nothing_left_to_learn_from_is_an_error() -> None:

@@ -14,7 +14,7 @@ from camelid.data.ngrams import ngram_hashes, words_of
 def duplicates(step: ExactDedup | NearDedup, texts: list[str]) -> dict[int, int]:
     """Place of each text found to repeat another → place of that other."""
     deduplicator = step.build()
-    index = deduplicator.open(sqlite3.connect(":memory:"), "index")
+    index = deduplicator.open(sqlite3.connect(":memory:"), "seen")
     found = {place: index.first_seen(deduplicator.key(text), str(place)) for place, text in enumerate(texts)}
     return {place: int(earlier) for place, earlier in found.items() if earlier is not None}
 

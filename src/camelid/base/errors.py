@@ -94,10 +94,15 @@ class NetworkError(CamelidError):
     """Something had to be fetched and could not be."""
 
 
+LISTED = 12
+"""Known names that a hint lists when none is near."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """A hint that names the nearest known names, or lists the known ones if none is near; None if there are none."""
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return "did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
-    return "known: " + ", ".join(names) if names else None
+    more = ", …" if len(names) > LISTED else ""
+    return "known: " + ", ".join(names[:LISTED]) + more if names else None

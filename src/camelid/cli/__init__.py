@@ -7,8 +7,10 @@ VERBS: Registry[object] = Registry(
     "camelid.verbs",
     {
         "chat": "camelid.cli.chat:app",
+        "data": "camelid.cli.data:app",
         "models": "camelid.cli.models:app",
         "prepare": "camelid.cli.prepare:app",
+        "pretrain": "camelid.cli.pretrain:app",
         "pull": "camelid.cli.pull:app",
         "tokenizer": "camelid.cli.tokenizer:app",
     },

@@ -109,7 +109,9 @@ def prepare(recipe: CleanRecipe) -> CleaningReport:
 
 def _clean(recipe: CleanRecipe, files: Sequence[SourceFile], num_done: int, folder: CleanFolder) -> None:
     judge = Judge(recipe.steps)
-    indexes = [(place, step.rule, step.open(folder.database, f"step_{place}")) for place, step in judge.deduplicators()]
+    indexes = [
+        (place, step.rule, step.open(folder.database, f"{step.rule}_{place}")) for place, step in judge.deduplicators()
+    ]
     chunks = _chunks(files, num_done, ReadOptions(recipe.text_field, recipe.separator))
     judged = judge_in_order(chunks, recipe.steps, judge, _num_processes(recipe, files[num_done:]))
     with progress("cleaning", unit="documents") as bar:

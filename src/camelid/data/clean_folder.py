@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from typing import IO, TYPE_CHECKING
 
 from camelid.base.errors import CamelidError, FormatError, RecipeError, ResourceError
-from camelid.base.files import atomic_file, sha256
+from camelid.base.files import atomic_file, disk_error, sha256
 from camelid.data.compression import open_binary
 from camelid.data.document import Document
 from camelid.data.report import FileReport
@@ -40,18 +40,18 @@ class CleanFolder:
         self.database = database
 
     def num_done(self, fingerprint: str, files: Sequence[SourceFile]) -> int:
-        """How many of the source files are done already; a fresh folder takes on the fingerprint.
+        """How many of the source files are done already; a folder where none is takes on the fingerprint.
 
         Raises:
             RecipeError: the folder was filled by another recipe or from other files.
         """
         hint = "name another output folder, or remove this one to start anew"
-        (stored,) = self.database.execute("SELECT fingerprint FROM recipe").fetchone() or (None,)
-        if stored is None:
-            self.database.execute("INSERT INTO recipe VALUES (?)", (fingerprint,))
-        elif stored != fingerprint:
-            raise RecipeError("the folder holds what another cleaning recipe made", where=self.path, hint=hint)
         done = self.reports()
+        if not done:
+            self.database.execute("DELETE FROM recipe")
+            self.database.execute("INSERT INTO recipe VALUES (?)", (fingerprint,))
+        elif self.database.execute("SELECT fingerprint FROM recipe").fetchone() != (fingerprint,):
+            raise RecipeError("the folder holds what another cleaning recipe made", where=self.path, hint=hint)
         for number, report in enumerate(done):
             if number >= len(files) or report.path != str(files[number].path):
                 raise RecipeError(
@@ -114,6 +114,9 @@ def open_folder(path: Path) -> Iterator[CleanFolder]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    try:
         with closing(sqlite3.connect(path / INDEX, isolation_level=None, timeout=1)) as database:
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute(f"PRAGMA cache_size = -{INDEX_CACHE_KIB}")
@@ -128,8 +131,6 @@ def open_folder(path: Path) -> Iterator[CleanFolder]:
         raise FormatError(
             f"the index of duplicates is damaged: {error}", where=path / INDEX, hint="remove the folder and start anew"
         ) from error
-    except OSError as error:
-        raise ResourceError(f"cannot write here: {error.strerror}", where=path) from error
 
 
 def kept_documents(path: Path) -> Iterator[Document]:

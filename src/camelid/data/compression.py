@@ -8,7 +8,7 @@ import zlib
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from camelid.base.errors import FormatError
+from camelid.base.errors import FormatError, NotFoundError
 from camelid.base.files import existing_file
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ def compression_of(path: Path) -> str | None:
     """The file's compression, or None.
 
     Raises:
-        NotFoundError: no such file.
+        NotFoundError: no such file, or one that may not be read.
     """
-    with existing_file(path).open("rb") as file:
+    with _opened(existing_file(path)) as file:
         head = file.read(4)
     return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
 
@@ -43,7 +43,7 @@ def open_binary(path: Path, compression: str | None) -> Iterator[IO[bytes]]:
     import zstandard
 
     try:
-        with path.open("rb") as raw:
+        with _opened(path) as raw:
             if compression == "gz":
                 with gzip.GzipFile(fileobj=raw) as file:
                     yield cast("IO[bytes]", file)
@@ -57,6 +57,15 @@ def open_binary(path: Path, compression: str | None) -> Iterator[IO[bytes]]:
             f"the compressed data is cut off or damaged: {error}",
             where=path,
             hint="fetch the file again, or check it with gzip -t or zstd -t",
+        ) from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except PermissionError as error:
+        raise NotFoundError(
+            "the file may not be read", where=path, hint="change its permissions, or leave it out"
         ) from error
 
 

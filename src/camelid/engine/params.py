@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from camelid.base.errors import SamplingError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -42,19 +46,31 @@ class SamplingParams:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _as_tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        self._require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
-        self._require(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or a positive number")
-        self._require(self.top_k >= 0, "top_k", "0 (all) or more")
-        self._require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
-        self._require(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
-        self._require(0 < self.repetition_penalty < math.inf, "repetition_penalty", "a positive number")
-        self._require(self.seed is None or 0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1")
-        self._require(all(self.stop), "stop", "texts that are not empty")
+        self._require(self.max_tokens is None or _is_whole(self.max_tokens, 1), "max_tokens", "a whole number from 1")
+        self._require(_is_number(self.temperature) and self.temperature >= 0, "temperature", "0 (greedy) or more")
+        self._require(_is_whole(self.top_k, 0), "top_k", "0 (all) or a whole number above it")
+        self._require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
+        self._require(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", "between 0 and 1")
+        penalty = self.repetition_penalty
+        self._require(_is_number(penalty) and penalty > 0, "repetition_penalty", "a positive number")
+        in_range = self.seed is None or (_is_whole(self.seed, 0) and self.seed < 2**63)
+        self._require(in_range, "seed", "a whole number from 0 to 2^63 - 1")
+        self._require(all(isinstance(text, str) and text for text in self.stop), "stop", "texts that are not empty")
+        self._require(all(_is_whole(i, 0) for i in self.stop_token_ids), "stop_token_ids", "token ids")
+        self._require(isinstance(self.ignore_eos, bool), "ignore_eos", "true or false")
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
             raise SamplingError(f"{name} must be {expected}, not {getattr(self, name)!r}", where=name)
 
 
-def _as_tuple(stop: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
+def _as_tuple(stop: str | Sequence[str]) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -47,8 +47,8 @@ class Matrix(nn.Module):
     def load_packed(self, packed: PackedTensor) -> None:
         """Replace the weight by packed blocks; nothing is unpacked.
 
-        A packed weight is no parameter: `state_dict` leaves it out, and an optimizer does not see it. `save_huggingface`
-        does.
+        A packed weight is no parameter: `state_dict` leaves it out and no optimizer sees it; `save_huggingface` writes
+        it.
 
         Raises:
             FormatError: the blocks stand for a matrix of another shape.

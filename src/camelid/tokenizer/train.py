@@ -54,7 +54,7 @@ class TokenizerRecipe(Recipe):
     """UTF-8 text files, as paths or glob patterns."""
     output: Path
     """The folder that gets tokenizer.json and tokenizer_config.json."""
-    vocab_size: int = Field(default=32_768, gt=0)
+    vocab_size: int = Field(default=32_768, gt=0, le=2**20)
     """Tokens in all: 256 bytes, merges and control tokens."""
     min_frequency: int = Field(default=2, ge=1)
     """How often a pair must occur to be merged."""
