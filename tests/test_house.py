@@ -78,7 +78,8 @@ def test_untrusted_pickles_are_never_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["camelid", "camelid.cli.main", "camelid.tokenizer", "camelid.checkpoint", "camelid.engine.params"]
+    "module",
+    ["camelid", "camelid.cli.main", "camelid.tokenizer", "camelid.checkpoint", "camelid.data", "camelid.engine.params"],
 )
 def test_importing_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

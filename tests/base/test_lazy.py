@@ -8,7 +8,9 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("package", ["camelid", "camelid.tokenizer", "camelid.checkpoint"])
+@pytest.mark.parametrize(
+    "package", ["camelid", "camelid.tokenizer", "camelid.checkpoint", "camelid.data", "camelid.train"]
+)
 def test_every_exported_name_is_there_and_listed(package: str) -> None:
     module = importlib.import_module(package)
     assert sorted(module.__all__) == dir(module)

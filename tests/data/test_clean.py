@@ -175,6 +175,14 @@ def test_a_folder_of_another_recipe_or_corpus_is_refused(corpus: Path, change: s
     assert "output folder" in str(caught.value.hint)
 
 
+def test_what_a_killed_process_left_is_removed(corpus: Path) -> None:
+    left = corpus / "clean" / "documents" / ".000000.jsonl.zst.abc.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    prepare(recipe_for(corpus))
+    assert not left.exists()
+
+
 def test_two_runs_in_one_folder_are_refused(corpus: Path) -> None:
     with open_folder(corpus / "clean"), pytest.raises(ResourceError, match="another process"):
         prepare(recipe_for(corpus))

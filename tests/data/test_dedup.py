@@ -28,7 +28,7 @@ def test_exact_duplicates_keep_the_first() -> None:
 
 
 def test_planted_near_duplicates_are_found_with_high_recall_and_precision() -> None:
-    """Copies with up to 4% of the words changed, a sentence taken out, or one put before: all must be found. Between
+    """Copies with up to 2% of the words changed, a sentence taken out, or one put before: all must be found. Between
     the originals lie texts that share half their sentences with one of them: those must stay."""
     generator = random.Random(7)
     originals = [prose(seed, num_words=generator.randint(60, 400)) for seed in range(600)]

@@ -280,16 +280,16 @@ def test_new_weights_take_effect_in_the_middle_of_a_reply(own_model: TinyModel, 
     tail = tokens(run_to_the_end(engine)[request])
     assert head == plain_loop([1, 2, 3], SamplingParams(max_tokens=4))
     assert tail == plain_loop([1, 2, 3, *head], SamplingParams(max_tokens=6), model=other)
-    own_model.head(torch.zeros(1, 24, dtype=torch.double)).sum().backward()
-    assert own_model.head.bias.grad is not None
+    own_model.head(torch.ones(1, 24, dtype=torch.double)).sum().backward()
+    assert own_model.head.weight.grad is not None
 
 
 def test_weights_that_do_not_fit_are_refused(own_model: TinyModel) -> None:
     engine = Engine(own_model)
-    with pytest.raises(EngineError, match=r"no parameter 'haed\.bias'\nhint: did you mean 'head\.bias'"):
-        engine.update_weights([("haed.bias", torch.zeros(61))])
-    with pytest.raises(EngineError, match=r"'head\.bias' is shaped \[61\], not \[60\]"):
-        engine.update_weights([("head.bias", torch.zeros(60))])
+    with pytest.raises(EngineError, match=r"no parameter 'haed\.weight'\nhint: did you mean 'head\.weight'"):
+        engine.update_weights([("haed.weight", torch.zeros(61, 24))])
+    with pytest.raises(EngineError, match=r"'head\.weight' is shaped \[61, 24\], not \[60, 24\]"):
+        engine.update_weights([("head.weight", torch.zeros(60, 24))])
 
 
 def test_a_failing_forward_pass_loses_no_request(tiny_model: TinyModel, plain_loop: PlainLoop) -> None:

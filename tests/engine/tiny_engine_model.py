@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from camelid.model.attention import AttentionContext
 from camelid.model.base import LanguageModel, ModelConfig
+from camelid.model.linear import Linear
 
 PlainLoop = Callable[..., list[int]]
 """The fixture `plain_loop`: prompt, params, stop_ids=, model= → reply."""
@@ -55,7 +56,7 @@ class TinyModel(LanguageModel):
         self.keys = nn.ModuleList(nn.Linear(width, kv_width) for _ in range(2))
         self.values = nn.ModuleList(nn.Linear(width, kv_width) for _ in range(2))
         self.outputs = nn.ModuleList(nn.Linear(config.num_attention_heads * config.head_dim, width) for _ in range(2))
-        self.head = nn.Linear(width, config.vocab_size)
+        self.head = Linear(width, config.vocab_size)
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
         x = self.tokens(ids_T) + self.positions(positions_T)
@@ -68,8 +69,9 @@ class TinyModel(LanguageModel):
             x = torch.tanh(x + self.outputs[layer](attended.flatten(1)))
         return x
 
-    def logits(self, hidden_TE: Tensor) -> Tensor:
-        return self.head(hidden_TE).float()
+    @property
+    def output_matrix(self) -> Linear:
+        return self.head
 
     @classmethod
     def from_config(cls, config: TinyConfig) -> Self:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_run import TinyBatches, concatenated, settings, tiny_model
 
-from camelid.base.errors import CamelidError
+from camelid.base.errors import CamelidError, TrainingError
 from camelid.train.metrics import read_metrics
 from camelid.train.settings import OptimizerSettings, ScheduleSettings
-from camelid.train.trainer import Trainer, TrainingError, compute_dtype
+from camelid.train.trainer import Trainer, compute_dtype
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "train" / "golden_losses.json"
 

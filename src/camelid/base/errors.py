@@ -10,6 +10,7 @@ CamelidError
 ├── ContextLengthError   more tokens than the context holds
 ├── SamplingError        sampling settings that no distribution satisfies
 ├── EngineError          the engine cannot go on with a request
+├── TrainingError        training cannot go on
 ├── ResourceError        not enough memory or disk
 └── NetworkError         something had to be fetched and could not be
 
@@ -84,6 +85,10 @@ class SamplingError(CamelidError):
 
 class EngineError(CamelidError):
     """The engine cannot go on with a request."""
+
+
+class TrainingError(CamelidError):
+    """Training cannot go on: a loss or a gradient is not finite, or the data cannot be trained on."""
 
 
 class ResourceError(CamelidError):

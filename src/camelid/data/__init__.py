@@ -2,7 +2,7 @@
 
 for document in read_documents(["texts/"]):
     ...
-report = prepare(load_recipe(CleanRecipe, Path("clean.toml")))
+report = camelid.data.clean.prepare(load_recipe(CleanRecipe, Path("clean.toml")))
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from camelid.base.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from camelid.data.batch import Batch, BatchSource
-    from camelid.data.clean import CleanRecipe, kept_documents, prepare
+    from camelid.data.clean import CleanRecipe, kept_documents
+    from camelid.data.conversation_batches import ConversationBatches
+    from camelid.data.conversations import read_conversations
     from camelid.data.document import Document
+    from camelid.data.loader import PretrainBatches
+    from camelid.data.mixture import Mixture, MixturePart
     from camelid.data.report import CleaningReport
+    from camelid.data.shards import TokenShards, write_shards
     from camelid.data.sources import ReadOptions, read_documents
 
 __all__ = [
@@ -23,11 +28,17 @@ __all__ = [
     "BatchSource",
     "CleanRecipe",
     "CleaningReport",
+    "ConversationBatches",
     "Document",
+    "Mixture",
+    "MixturePart",
+    "PretrainBatches",
     "ReadOptions",
+    "TokenShards",
     "kept_documents",
-    "prepare",
+    "read_conversations",
     "read_documents",
+    "write_shards",
 ]
 
 __getattr__, __dir__ = lazy_exports(
@@ -37,10 +48,16 @@ __getattr__, __dir__ = lazy_exports(
         "BatchSource": "camelid.data.batch",
         "CleanRecipe": "camelid.data.clean",
         "CleaningReport": "camelid.data.report",
+        "ConversationBatches": "camelid.data.conversation_batches",
         "Document": "camelid.data.document",
+        "Mixture": "camelid.data.mixture",
+        "MixturePart": "camelid.data.mixture",
+        "PretrainBatches": "camelid.data.loader",
         "ReadOptions": "camelid.data.sources",
+        "TokenShards": "camelid.data.shards",
         "kept_documents": "camelid.data.clean",
-        "prepare": "camelid.data.clean",
+        "read_conversations": "camelid.data.conversations",
         "read_documents": "camelid.data.sources",
+        "write_shards": "camelid.data.shards",
     },
 )

@@ -124,6 +124,8 @@ def open_folder(path: Path) -> Iterator[CleanFolder]:
             database.execute("CREATE TABLE IF NOT EXISTS recipe (fingerprint TEXT)")
             database.execute("CREATE TABLE IF NOT EXISTS files (number INTEGER PRIMARY KEY, report TEXT)")
             database.execute("COMMIT")
+            for unfinished in (path / "documents").glob(".*.partial"):
+                unfinished.unlink()  # left by a process that was killed; nobody else is writing here
             yield CleanFolder(path, database)
     except sqlite3.OperationalError as error:
         raise _operational(error, path) from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from camelid.base.errors import RecipeError
+from camelid.data.ngrams import mix64
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,15 +75,8 @@ def _feistel(value_N: NDArray[np.uint64], half_bits: int, keys: tuple[int, ...])
     bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left_N, right_N = value_N >> bits, value_N & mask
     for key in keys:
-        left_N, right_N = right_N, left_N ^ (_mixed(right_N ^ np.uint64(key)) & mask)
+        left_N, right_N = right_N, left_N ^ (mix64(right_N ^ np.uint64(key)) & mask)
     return (left_N << bits) | right_N
-
-
-def _mixed(value_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014): every bit of the input reaches every bit."""
-    value_N = (value_N ^ (value_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value_N = (value_N ^ (value_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value_N ^ (value_N >> np.uint64(31))
 
 
 @lru_cache(maxsize=1024)

@@ -43,17 +43,14 @@ class LanguageModel(nn.Module, ABC):
             context: knows the sequences' boundaries and the cache.
         """
 
+    @property
     @abstractmethod
+    def output_matrix(self) -> Matrix:
+        """The matrix that scores the vocabulary, tied or not; a trainer multiplies with it in chunks."""
+
     def logits(self, hidden_TE: Tensor) -> Tensor:
         """Scores over the vocabulary, fp32 [T, V]."""
-
-    @property
-    def output_matrix(self) -> Matrix:
-        """The matrix that scores the vocabulary, tied or not: `logits(h)` is `output_matrix.multiply(h)` in fp32.
-
-        A trainer multiplies with it in chunks. A model whose scores are something else does not have it.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not score its vocabulary with one matrix")
+        return self.output_matrix.multiply(hidden_TE).float()
 
     @classmethod
     @abstractmethod

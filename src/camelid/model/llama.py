@@ -124,10 +124,6 @@ class Llama(LanguageModel):
         hidden_TE: Tensor = self.model(ids_T, positions_T, context)
         return hidden_TE
 
-    def logits(self, hidden_TE: Tensor) -> Tensor:
-        """Scores over the vocabulary, fp32 [T, V]."""
-        return self.output_matrix.multiply(hidden_TE).float()
-
     @property
     def output_matrix(self) -> Matrix:
         """`lm_head`, or the embedding where the two are tied."""

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from camelid.base.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from camelid.base.errors import TrainingError
     from camelid.train.pretrain import PretrainRecipe, pretrain
     from camelid.train.settings import TrainSettings
-    from camelid.train.trainer import Trainer, TrainingError
+    from camelid.train.trainer import Trainer
 
 __all__ = ["PretrainRecipe", "TrainSettings", "Trainer", "TrainingError", "pretrain"]
 
@@ -23,7 +24,7 @@ __getattr__, __dir__ = lazy_exports(
         "PretrainRecipe": "camelid.train.pretrain",
         "TrainSettings": "camelid.train.settings",
         "Trainer": "camelid.train.trainer",
-        "TrainingError": "camelid.train.trainer",
+        "TrainingError": "camelid.base.errors",
         "pretrain": "camelid.train.pretrain",
     },
 )

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from camelid.base.errors import CamelidError
+from camelid.base.errors import TrainingError
 from camelid.model.attention import PackedContext
 from camelid.train.checkpointing import CheckpointFolder
 from camelid.train.interrupt import catch_signals
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from camelid.train.settings import TrainSettings
 
 CHECKPOINTS = "checkpoints"
-
-
-class TrainingError(CamelidError):
-    """Training cannot go on: a loss or a gradient is not finite, or the data cannot be trained on."""
 
 
 @dataclass(frozen=True)
