@@ -34,7 +34,9 @@ fingerprint() { cat pyproject.toml CMakeLists.txt scripts/set_up.sh $(find src/c
 
 stamp="$venv/.camelid-$purpose"
 current="$(fingerprint) $(pwd)"
-if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$current" ]; then exit 0; fi
+for done in "$stamp" "$venv/.camelid-test"; do  # what the tests need is more than a chat needs
+    if [ -x "$venv/bin/python" ] && [ -f "$done" ] && [ "$(cat "$done")" = "$current" ]; then exit 0; fi
+done
 
 if [ ! -x "$venv/bin/python" ]; then
     command -v "$python" >/dev/null 2>&1 || fail "there is no '$python' here" "install Python 3.11 or newer, or name one: make $purpose PYTHON=/path/to/python3"
