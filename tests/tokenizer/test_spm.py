@@ -52,6 +52,22 @@ def test_ids_are_the_librarys(llama2: Tokenizer, processor: sentencepiece.Senten
     assert llama2.decode(ids) == processor.decode(ids)
 
 
+@anything
+@given(text=st.text(" \n▁aé b. the", max_size=80))
+def test_long_texts_cut_between_words_give_the_same_ids(
+    llama2: Tokenizer, processor: sentencepiece.SentencePieceProcessor, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("camelid.tokenizer.spm.STRETCH", 3)
+    assert llama2.encode(text) == processor.encode(text)
+
+
+def test_a_piece_with_a_space_inside_is_never_cut(llama2_model: SentencePieceModel) -> None:
+    pieces = (*llama2_model.pieces, Piece("of▁the", 0.0, PieceType.USER_DEFINED))
+    tokenizer = SentencePieceTokenizer(replace(llama2_model, pieces=pieces), where="test")
+    text = "one of the " * 2000
+    assert tokenizer.encode(text).count(32_000) == 2000
+
+
 def test_the_space_before_a_text(llama2: Tokenizer) -> None:
     assert llama2.encode("Hello") == [15043]
     assert llama2.decode([15043]) == "Hello"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -11,13 +12,20 @@ from camelid.base.errors import TokenizerError
 from camelid.tokenizer.added_tokens import AddedToken, AddedTokens
 from camelid.tokenizer.base import SpecialTokens, Tokenizer, scalar_text
 from camelid.tokenizer.huggingface import save_files
-from camelid.tokenizer.spm_model import Piece, PieceType, SentencePieceModel, parse, serialize
+from camelid.tokenizer.spm_model import BPE, Piece, PieceType, SentencePieceModel, parse, serialize
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 SPACE: Final = "▁"
 """U+2581, which stands for a space; a text's own U+2581 therefore comes back as a space."""
+
+MERGED: Final = (PieceType.NORMAL, PieceType.USER_DEFINED, PieceType.UNUSED)
+STRETCH: Final = 4096
+"""Characters after which a long text is cut at the next word: the library takes longer than linear time."""
+
+WORD: Final = re.compile(f"(?<=[^ {SPACE}]) (?=[^ {SPACE}])")
+"""A single space between two words."""
 
 INFILL: Final = ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
 """Code Llama's control pieces for filling in the middle."""
@@ -76,6 +84,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.special = SpecialTokens(ids=control, bos=bos, eos=eos, pad=pad, unk=model.unk_id, add_bos=adds_bos)
         self._added = AddedTokens([AddedToken(text, i, special=True) for text, i in control.items()])
         self._bytes = list(map(_piece_bytes, model.pieces))
+        self._can_cut = _words_are_apart(model)
         if model.add_dummy_prefix or model.remove_extra_whitespaces:
             self.dummy_space_ids = frozenset(
                 i
@@ -92,14 +101,24 @@ class SentencePieceTokenizer(Tokenizer):
         """Token ids; control pieces come only from `bos`, `eos` and `allow_special`."""
         text = scalar_text(text)
         if not allow_special:
-            return self.framed(self._processor.encode(text), bos=bos, eos=eos)
+            return self.framed(self._encode(text), bos=bos, eos=eos)
         ids: list[int] = []
         for part in self._added.split(text, allow_special=True):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += self._processor.encode(part)
+                ids += self._encode(part)
         return self.framed(ids, bos=bos, eos=eos)
+
+    def _encode(self, text: str) -> list[int]:
+        """A text without control pieces; a long one in stretches, which start with the library's own space."""
+        ids: list[int] = []
+        start = 0
+        while self._can_cut and (space := WORD.search(text, start + STRETCH)):
+            ids += self._processor.encode(text[start : space.start()])
+            start = space.end()
+        ids += self._processor.encode(text[start:])
+        return ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """A piece with its U+2581 as spaces, or the byte of a byte piece."""
@@ -116,6 +135,22 @@ class SentencePieceTokenizer(Tokenizer):
         if text is not None:
             files["tokenizer.json"] = text.encode()
         save_files(folder, self.special, files)
+
+
+def _words_are_apart(model: SentencePieceModel) -> bool:
+    """Whether the text before a word and the word with its space are encoded as if each stood alone.
+
+    Byte pairs merge into pieces of the vocabulary only. If none has a space inside, behind another character, no merge
+    crosses the place before a word's space, and the space is the one that the library puts before a text.
+    """
+    as_written = model.add_dummy_prefix and not model.remove_extra_whitespaces and model.escape_whitespaces
+    return (
+        as_written
+        and model.model_type == BPE
+        and not model.treat_whitespace_as_suffix
+        and not model.character_map
+        and not any(SPACE in piece.text.lstrip(SPACE) for piece in model.pieces if piece.type in MERGED)
+    )
 
 
 def _with_control(model: SentencePieceModel, ids: list[int]) -> SentencePieceModel:
