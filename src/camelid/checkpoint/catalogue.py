@@ -100,8 +100,9 @@ CHAT_MODELS = {
 
 
 def _catalogue() -> dict[str, CatalogueEntry]:
-    # Temperature and top-p: the model card of SmolLM2-135M-Instruct.
-    entries = [CatalogueEntry("smollm2-135m-instruct", "smollm2-135m", SMOLLM2, {"temperature": 0.2, "top_p": 0.9})]
+    # The model card's temperature of 0.2 answers one short English question in three in French, from these 4-bit weights.
+    calm = {"temperature": 0.0, "repetition_penalty": 1.05}
+    entries = [CatalogueEntry("smollm2-135m-instruct", "smollm2-135m", SMOLLM2, calm)]
     entries += [CatalogueEntry(p.name, p.name, HubSource(p.hub_id)) for p in PRESETS.values() if p.hub_id]
     entries += [CatalogueEntry(name, preset, HubSource(repo)) for name, (preset, repo) in CHAT_MODELS.items()]
     return {entry.name: entry for entry in entries}
