@@ -100,7 +100,7 @@ CHAT_MODELS = {
 
 
 def _catalogue() -> dict[str, CatalogueEntry]:
-    # The model card's temperature of 0.2 answers one short English question in three in French, from these 4-bit weights.
+    # At the model card's temperature of 0.2 these 4-bit weights answer one short English question in three in French.
     calm = {"temperature": 0.0, "repetition_penalty": 1.05}
     entries = [CatalogueEntry("smollm2-135m-instruct", "smollm2-135m", SMOLLM2, calm)]
     entries += [CatalogueEntry(p.name, p.name, HubSource(p.hub_id)) for p in PRESETS.values() if p.hub_id]
