@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from camelid.base.errors import ResourceError
 from camelid.cli.chat import _read_message, _run_command, _talk
 from camelid.cli.conversation import Conversation
-from camelid.llm import LLM
+from camelid.llm import LLM, Chunk
 
 
 @pytest.fixture
@@ -70,3 +71,21 @@ def test_saving_under_a_tilde_that_is_no_users_home(
     monkeypatch.chdir(tmp_path)
     _run_command("/save ~no-such-user/chat.json", conversation)
     assert json.loads((tmp_path / "~no-such-user" / "chat.json").read_text()) == {"messages": []}
+
+
+def test_ctrl_c_stops_the_reply_and_the_chat_goes_on(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = conversation.llm.stream
+
+    def interrupted(*_: object, **__: object) -> Generator[Chunk]:
+        monkeypatch.setattr(conversation.llm, "stream", real)
+        yield Chunk("half a", [1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversation.llm, "stream", interrupted)
+    type_in(monkeypatch, "first", "second")
+    _talk(conversation, "tiny", stats=False)
+    assert capsys.readouterr().out.startswith("half a [stopped]\n")
+    assert [turn["content"] for turn in conversation.turns[:3]] == ["first", "half a", "second"]
+    assert conversation.turns[3]["role"] == "assistant"
