@@ -44,6 +44,7 @@ lint:
 docs:
 	@sh scripts/set_up.sh test
 	@"$$VENV/bin/python" -m camelid.cli.reference docs/reference/cli.md
+	@"$$VENV/bin/python" -m camelid.cli.recipe_reference docs/reference/recipes.md
 
 package:
 	@sh scripts/set_up.sh test

@@ -112,6 +112,13 @@ def test_every_entry_has_a_licence_and_a_source() -> None:
             assert len(entry.source.sha256) == 64
 
 
+def test_nothing_is_offered_whose_weights_cannot_be_fetched() -> None:
+    pickled = {name for name, preset in PRESETS.items() if preset.pickled}
+
+    assert "opt-125m" in pickled
+    assert pickled.isdisjoint(CATALOGUE)
+
+
 def test_the_default_models_shape_is_that_of_its_file() -> None:
     preset = PRESETS[CATALOGUE["smollm2-135m-instruct"].preset]
 

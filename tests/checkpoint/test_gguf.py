@@ -343,15 +343,16 @@ def test_a_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
 
 def test_a_tensor_type_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     model = tiny_llama(intermediate_size=256)
-    raw = np.zeros((HIDDEN, 84), dtype=np.uint8)
+    raw = np.zeros((HIDDEN, 292), dtype=np.uint8)
 
     def change(writer: gguf.GGUFWriter) -> None:
-        writer.add_tensor("blk.9.ffn_down.weight", raw, raw_dtype=gguf.GGMLQuantizationType.Q2_K)
+        writer.add_tensor("blk.9.ffn_down.weight", raw, raw_dtype=gguf.GGMLQuantizationType.Q8_K)
 
     path = write_gguf(tmp_path / "m.gguf", model, change=change)
-    with pytest.raises(FormatError, match="Q2_K") as caught:
+    with pytest.raises(FormatError, match="Q8_K") as caught:
         GGUFCheckpoint(path)
     assert "Q4_K" in str(caught.value.hint)
+    assert f"{path}, byte " in str(caught.value.where)
 
 
 def test_a_name_that_is_not_there_is_an_error_with_the_nearest(tmp_path: Path) -> None:

@@ -311,7 +311,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 def test_a_folder_of_other_things(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
 
-    with pytest.raises(NotFoundError, match=r"neither config\.json nor a GGUF file"):
+    with pytest.raises(NotFoundError, match=r"neither config\.json, params\.json nor a GGUF file"):
         open_checkpoint(tmp_path)
 
 
@@ -320,17 +320,10 @@ def test_one_file_of_a_model_points_to_its_folder(saved: Path) -> None:
         open_checkpoint(saved / "model.safetensors")
 
 
-def llama2_c_file() -> bytes:
-    dim, hidden, layers, heads, vocab, context = 8, 16, 1, 2, 10, 4
-    numbers = vocab * dim + layers * (2 * dim + 4 * dim * dim + 3 * dim * hidden) + dim + context * dim // heads
-    return struct.pack("<7i", dim, hidden, layers, heads, heads, vocab, context) + bytes(4 * numbers)
-
-
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (llama2_c_file(), r"a llama2\.c checkpoint"),
-        (struct.pack("<I", 0x616B3432) + bytes(300), r"a llama2\.c checkpoint"),
+        (struct.pack("<I", 0x616B3432) + bytes(300), r"a llama2\.c checkpoint of a later version"),
         (b"PK\x03\x04" + bytes(100), r"a file of torch\.save"),
         (b"\x80\x02\x8a\x0a" + bytes(100), r"a file of torch\.save"),
         (b"tjgg" + bytes(100), "a file of GGUF's predecessors"),
@@ -340,7 +333,7 @@ def test_formats_that_are_not_readable_yet(tmp_path: Path, content: bytes, what:
     (tmp_path / "model.bin").write_bytes(content)
 
     for path in (tmp_path / "model.bin", tmp_path):
-        with pytest.raises(FormatError, match=what + r".* not readable yet(.|\n)*hint: convert it"):
+        with pytest.raises(FormatError, match=what + r".* not readable(.|\n)*hint: "):
             open_checkpoint(path)
 
 

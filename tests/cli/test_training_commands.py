@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_chat
 
 import camelid
 from camelid.base.recipe import load_recipe
 from camelid.cli.main import main
 from camelid.data.prepare import PrepareRecipe
-from camelid.tokenizer.train import TokenizerRecipe
+from camelid.data.train_tokenizer import TokenizerRecipe
+from camelid.evaluate import EvaluateRecipe
+from camelid.pipeline.recipe import PipelineRecipe
+from camelid.posttrain.sft import SftRecipe
 from camelid.train.pretrain import PretrainRecipe
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
@@ -25,7 +29,14 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def test_the_recipes_that_come_along_are_valid() -> None:
-    schemas = {"tokenizer": TokenizerRecipe, "prepare": PrepareRecipe, "pretrain": PretrainRecipe}
+    schemas = {
+        "tokenizer": TokenizerRecipe,
+        "prepare": PrepareRecipe,
+        "pretrain": PretrainRecipe,
+        "sft": SftRecipe,
+        "evaluate": EvaluateRecipe,
+        "ladder": PipelineRecipe,
+    }
     assert {path.stem for path in RECIPES.glob("*.toml")} == set(schemas)
     for name, schema in schemas.items():
         load_recipe(schema, RECIPES / f"{name}.toml")
@@ -47,7 +58,7 @@ def test_text_becomes_a_model(
                 "train",
                 f"{RECIPES}/tokenizer.toml",
                 "--set",
-                "inputs=['text/*.txt']",
+                "sources=['text/*.txt']",
                 "--set",
                 "vocab_size=340",
             )
@@ -80,3 +91,18 @@ def test_text_becomes_a_model(
         if "step 1/30" in line or "step 30/30" in line
     )
     assert last < first / 2
+
+
+def test_conversations_are_shown_as_a_model_would_see_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = '{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]}\n'
+    (tmp_path / "talks.jsonl").write_text(talk)
+    model = tiny_chat.base_model(tmp_path / "model")
+    with pytest.raises(SystemExit, match="0"):
+        run(monkeypatch, "data", "show", f"{tmp_path}/talks.jsonl", "--model", str(model))
+    shown = capsys.readouterr().out
+    assert "\x1b[30;42m" in shown
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "data", "show", f"{tmp_path}/talks.jsonl")
+    assert "--model" in capsys.readouterr().err

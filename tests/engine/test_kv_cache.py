@@ -13,6 +13,7 @@ from tiny_engine_model import TinyConfig
 
 from camelid.engine import kv_cache
 from camelid.engine.kv_cache import PagedContext, PagedKVCache
+from camelid.model.attention import Chunks, Reach, Window
 
 CONFIG = TinyConfig(num_hidden_layers=1)
 SCALE = 0.3
@@ -26,15 +27,24 @@ def new_cache(num_blocks: int, block_size: int) -> PagedKVCache:
     return cache
 
 
-def plain_attention(q_SHD: torch.Tensor, k_SKD: torch.Tensor, v_SKD: torch.Tensor) -> torch.Tensor:
+def plain_attention(
+    q_SHD: torch.Tensor, k_SKD: torch.Tensor, v_SKD: torch.Tensor, reach: Reach | None = None
+) -> torch.Tensor:
     """softmax(q kᵀ · scale) v under a causal mask, written out."""
     k, v = (x.repeat_interleave(q_SHD.shape[1] // x.shape[1], dim=1) for x in (k_SKD, v_SKD))
     scores = torch.einsum("shd,thd->hst", q_SHD, k) * SCALE
-    hidden = torch.arange(len(k))[None, :] > torch.arange(len(q_SHD))[:, None]
+    keys, queries = torch.arange(len(k))[None, :], torch.arange(len(q_SHD))[:, None]
+    hidden = keys > queries
+    if isinstance(reach, Window):
+        hidden |= queries - keys >= reach.size
+    if isinstance(reach, Chunks):
+        hidden |= keys // reach.size != queries // reach.size
     return torch.einsum("hst,thd->shd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
 
 
-def attend_in_steps(lengths: list[list[int]], tables: list[list[int]], cache: PagedKVCache) -> None:
+def attend_in_steps(
+    lengths: list[list[int]], tables: list[list[int]], cache: PagedKVCache, reach: Reach | None = None
+) -> None:
     """Run sequence i in chunks lengths[i], all sequences side by side, and compare every token with plain attention."""
     generator = torch.Generator().manual_seed(0)
     totals = [sum(chunks) for chunks in lengths]
@@ -42,7 +52,7 @@ def attend_in_steps(lengths: list[list[int]], tables: list[list[int]], cache: Pa
         [torch.randn(total, heads, 8, dtype=torch.float64, generator=generator) for total in totals]
         for heads in (4, 2, 2)
     )
-    expected = [plain_attention(*qkv) for qkv in zip(q, k, v, strict=True)]
+    expected = [plain_attention(*qkv, reach) for qkv in zip(q, k, v, strict=True)]
     done = [0] * len(lengths)
     for step in range(max(map(len, lengths))):
         active = [i for i, chunks in enumerate(lengths) if step < len(chunks)]
@@ -53,7 +63,7 @@ def attend_in_steps(lengths: list[list[int]], tables: list[list[int]], cache: Pa
         assert context.positions.tolist() == [p for span in spans for p in range(span.start, span.stop)]
         flat = [torch.cat([x[i][span] for i, span in zip(active, spans, strict=True)]) for x in (q, k, v)]
         wanted = torch.cat([expected[i][span] for i, span in zip(active, spans, strict=True)])
-        torch.testing.assert_close(context.attend(0, *flat, scale=SCALE), wanted)
+        torch.testing.assert_close(context.attend(0, *flat, scale=SCALE, reach=reach), wanted)
         for i in active:
             done[i] += lengths[i][step]
 
@@ -86,7 +96,21 @@ def test_any_mix(data: st.DataObject) -> None:
     counts = [-(-sum(chunks) // block_size) for chunks in lengths]
     order = data.draw(st.permutations(range(sum(counts))))
     tables = [[order.pop() for _ in range(count)] for count in counts]
-    attend_in_steps(lengths, tables, new_cache(sum(counts), block_size))
+    reach = data.draw(st.none() | st.builds(Window, st.integers(1, 9)) | st.builds(Chunks, st.integers(1, 9)))
+    attend_in_steps(lengths, tables, new_cache(sum(counts), block_size), reach)
+
+
+@pytest.mark.parametrize("reach", [Window(3), Chunks(4)], ids=str)
+def test_layers_of_one_step_may_reach_differently(reach: Reach) -> None:
+    cache = PagedKVCache(TinyConfig(num_hidden_layers=3), 4, 4, device=torch.device("cpu"), dtype=torch.float64)
+    q, k, v = (torch.randn(11, heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    parts = [slice(0, 6), slice(6, 10), slice(10, 11)]
+
+    for part in parts:
+        context = PagedContext(cache, [part.stop - part.start], [part.start], [[2, 0, 1]])
+        for layer, its_reach in enumerate([reach, None, reach]):
+            out = context.attend(layer, q[part], k[part], v[part], scale=SCALE, reach=its_reach)
+            torch.testing.assert_close(out, plain_attention(q, k, v, its_reach)[part])
 
 
 def resident_bytes() -> int:

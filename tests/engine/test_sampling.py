@@ -15,6 +15,7 @@ from torch import Tensor
 from camelid.engine import sampling
 from camelid.engine.params import SamplingParams
 from camelid.engine.sampling import (
+    NUM_CANDIDATES,
     apply_temperature,
     draw,
     gumbel_noise,
@@ -78,6 +79,11 @@ SETTINGS = st.builds(
 )
 
 
+def everything(vocab_size: int) -> torch.Tensor:
+    """All token ids, as one row that stands for all."""
+    return torch.arange(vocab_size)[None]
+
+
 @settings(deadline=None)
 @given(SETTINGS, st.integers(0, 10_000), st.lists(st.integers(0, V - 1), min_size=1, max_size=8))
 def test_the_drawn_token_is_the_best_of_the_defined_distribution_with_noise(
@@ -87,7 +93,7 @@ def test_the_drawn_token_is_the_best_of_the_defined_distribution_with_noise(
     probabilities = by_definition(logits[0].tolist(), params, set(token_ids))
     [token] = sample(logits, [new_sequence(params, token_ids, seed)])
     assert token is not None
-    noise = gumbel_noise([(seed, 0)], V, logits.device)[0].tolist()
+    noise = gumbel_noise([(seed, 0)], everything(V))[0].tolist()
     noisy = [math.log(p) + n if p > 0 else -math.inf for p, n in zip(probabilities, noise, strict=True)]
     assert noisy[token] >= max(noisy) - 1e-4
 
@@ -184,7 +190,7 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_positions_of_one_seed_draw_independently() -> None:
     def tokens(places: list[tuple[int, int]], vocab_size: int) -> list[int]:
-        return gumbel_noise(places, vocab_size, torch.device("cpu")).argmax(-1).tolist()
+        return gumbel_noise(places, everything(vocab_size)).argmax(-1).tolist()
 
     seeds = range(16_000)
     pairs = Counter(zip(tokens([(s, 0) for s in seeds], 4), tokens([(s, 1) for s in seeds], 4), strict=True))
@@ -219,22 +225,32 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(seed: int) -> None:
 
 def test_tokens_of_no_probability_are_never_drawn() -> None:
     scores = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
-    noise = gumbel_noise([(seed, 0) for seed in range(1000)], 5, scores.device)
-    assert set(draw(scores, noise)) == {1, 3}
+    assert set(draw(scores.expand(1000, -1), [(seed, 0) for seed in range(1000)])) == {1, 3}
+
+
+def test_what_filters_leave_is_drawn_as_from_the_whole_vocabulary() -> None:
+    vocab_size = 2 * NUM_CANDIDATES
+    scores = random_logits(50, vocab_size=vocab_size)
+    scores[:, NUM_CANDIDATES // 2 :: 2] = -math.inf
+    places = [(seed, seed % 7) for seed in range(50)]
+    few = scores.masked_fill(torch.arange(vocab_size) % 3 > 0, -math.inf)
+    for kept in (scores, few):
+        expected = (kept + gumbel_noise(places, everything(vocab_size))).argmax(-1).tolist()
+        assert draw(kept, places) == expected
 
 
 def test_noise_has_gumbels_distribution_and_is_the_same_everywhere() -> None:
-    noise = gumbel_noise([(5, position) for position in range(10)], 50_000, torch.device("cpu"))
+    noise = gumbel_noise([(5, position) for position in range(10)], everything(50_000))
     assert noise.isfinite().all()
     for x in (-1.5, 0.0, 1.0, 5.0):  # of 500,000 values, within 5 standard deviations
         share = math.exp(-math.exp(-x))
         assert abs((noise <= x).double().mean().item() - share) < 5 * math.sqrt(share * (1 - share) / noise.numel())
     assert abs(torch.corrcoef(noise).fill_diagonal_(0)).max() < 0.03
-    assert torch.equal(noise[3:4, :100], gumbel_noise([(5, 3)], 100, torch.device("cpu")))
+    assert torch.equal(noise[3:4, :100], gumbel_noise([(5, 3)], everything(100)))
 
 
 def test_a_seed_gives_the_same_noise_in_every_release() -> None:
-    noise = gumbel_noise([(7, 3)], 4, torch.device("cpu"))[0].tolist()
+    noise = gumbel_noise([(7, 3)], everything(4))[0].tolist()
     assert noise == pytest.approx([1.729862, 1.563717, -1.089219, 1.044356], abs=1e-6)
 
 

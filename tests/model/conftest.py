@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from camelid.model.attention import AttentionContext, PackedContext, causal_attention
+from camelid.model.attention import AttentionContext, PackedContext, Reach, causal_attention
 from camelid.model.llama import Llama, LlamaConfig
 
 if TYPE_CHECKING:
@@ -58,8 +58,16 @@ class CachedSequences(AttentionContext):
         return torch.cat([torch.arange(s, s + n) for s, (_, n) in zip(starts, batch, strict=True)])
 
     def attend(
-        self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, *, scale: float
+        self,
+        layer: int,
+        q_THD: torch.Tensor,
+        k_TKD: torch.Tensor,
+        v_TKD: torch.Tensor,
+        *,
+        scale: float,
+        reach: Reach | None = None,
     ) -> torch.Tensor:
+        assert reach is None
         sizes = [n for _, n in self.batch]
         parts = zip(self.batch, q_THD.split(sizes), k_TKD.split(sizes), v_TKD.split(sizes), strict=True)
         return torch.cat([self._attend_one(layer, sequence, q, k, v, scale) for (sequence, _), q, k, v in parts])

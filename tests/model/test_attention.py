@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from camelid.model.attention import PackedContext, causal_attention
+from camelid.model.attention import Chunks, PackedContext, Reach, Window, causal_attention
 
 
 def by_definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
@@ -36,6 +36,29 @@ def test_packed_sequences_attend_within_themselves(lengths: tuple[int, ...]) -> 
     parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
     expected = torch.cat([by_definition(q[None], k[None], v[None], 0.3)[0] for q, k, v in parts])
     torch.testing.assert_close(out, expected)
+
+
+def within(reach: Reach, query: int, key: int) -> bool:
+    """Whether a query sees a key of its past, by the definition in words."""
+    if isinstance(reach, Window):
+        return query - key < reach.size
+    return query // reach.size == key // reach.size
+
+
+@pytest.mark.parametrize("reach", [Window(1), Window(3), Window(50), Chunks(1), Chunks(4), Chunks(50)], ids=str)
+@pytest.mark.parametrize("lengths", [(9,), (6, 6), (1, 10, 3)])
+def test_a_query_sees_no_further_than_its_reach(reach: Reach, lengths: tuple[int, ...]) -> None:
+    q, k, v = (torch.randn(sum(lengths), heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
+
+    out = PackedContext(lengths).attend(0, q, k, v, scale=0.3, reach=reach)
+
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    for start, length in zip(starts, lengths, strict=True):
+        for query in range(length):
+            seen = torch.tensor([start + key for key in range(query + 1) if within(reach, query, key)])
+            here = q[start + query][None, None]
+            expected = causal_attention(here, k[None, seen], v[None, seen], scale=0.3)[0, 0]
+            torch.testing.assert_close(out[start + query], expected)
 
 
 def test_positions_start_at_zero_in_every_sequence() -> None:

@@ -17,7 +17,8 @@ def test_the_norm_casts_back_before_it_multiplies_by_the_weight(dtype: torch.dty
     wide = x.float()
     expected = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(dtype) * norm.weight
 
-    assert torch.equal(norm(x), expected)
+    with torch.no_grad():  # with gradients, fp32 takes the native kernel, which is held by a bound
+        assert torch.equal(norm(x), expected)
 
 
 def test_eps_keeps_zeros_finite() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from camelid.model.layers import feed_forward_width
+from camelid.model.llama4_config import Llama4Config
 from camelid.model.presets import PRESETS
 from camelid.model.sizes import num_parameters
 
@@ -34,6 +35,23 @@ RELEASED = {
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
     "llama-3.3-70b": 70_553_706_496,
+    "llama-4-scout": 107_769_861_120,
+    "llama-4-scout-instruct": 107_769_861_120,
+    "llama-4-maverick": 400_711_848_960,
+    "opt-125m": 125_239_296,
+    "opt-350m": 331_196_416,
+    "opt-1.3b": 1_315_758_080,
+    "opt-2.7b": 2_651_596_800,
+    "opt-6.7b": 6_658_473_984,
+    "opt-13b": 12_853_473_280,
+    "opt-30b": 29_974_540_288,
+    "opt-66b": 65_719_701_504,
+    "opt-175b": 174_604_468_224,
+    "galactica-125m": 124_909_056,
+    "galactica-1.3b": 1_314_557_952,
+    "galactica-6.7b": 6_655_647_744,
+    "galactica-30b": 29_968_103_424,
+    "galactica-120b": 121_328_947_200,
     "smollm2-135m": 134_515_008,
     "stories15m": 15_191_712,
     "stories110m": 109_529_856,
@@ -50,6 +68,9 @@ KV_KIB_PER_TOKEN = {
     "llama-3.1-405b": 504,
     "llama-3.2-1b": 32,
     "llama-3.2-3b": 112,
+    "llama-4-scout": 192,
+    "opt-125m": 36,
+    "opt-175b": 4608,
 }
 """At 16 bits."""
 
@@ -80,6 +101,21 @@ def test_the_module_has_exactly_the_released_number_of_parameters(name: str) -> 
 
     assert num_parameters(config) == RELEASED[name]
     assert config.num_parameters == RELEASED[name]
+
+
+@pytest.mark.parametrize(("name", "billions"), [("llama-4-scout", 17.17), ("llama-4-maverick", 17.18)])
+def test_active_parameters_are_those_of_one_expert_per_token(name: str, billions: float) -> None:
+    config = PRESETS[name].config
+
+    assert isinstance(config, Llama4Config)
+    assert round(config.num_active_parameters / 1e9, 2) == billions
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_writing_and_reading(name: str) -> None:
+    config = PRESETS[name].config
+
+    assert type(config).from_hf(config.to_hf()) == config
 
 
 def test_biases_are_counted() -> None:

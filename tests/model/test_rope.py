@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from camelid.model.rope import ROPE_TYPES, LinearRope, Llama3Rope, RopeParameters, YarnRope
-from camelid.model.rotary import RotaryEmbedding
+from camelid.model.rotary import AdjacentRotaryEmbedding, RotaryEmbedding
 
 LLAMA_3_1 = Llama3Rope(
     rope_theta=500_000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
@@ -46,6 +46,33 @@ def test_angles_are_bit_for_bit_those_of_transformers(parameters: RopeParameters
     assert torch.equal(rotation.cos_T1D[:, 0], cos[0])
     assert torch.equal(rotation.sin_T1D[:, 0, 64:], sin[0, :, 64:])
     assert torch.equal(-rotation.sin_T1D[:, 0, :64], sin[0, :, :64])
+
+
+def test_llama3_with_equal_factors_blends_nothing() -> None:
+    scout = Llama3Rope(
+        rope_theta=500_000.0,
+        factor=16.0,
+        low_freq_factor=1.0,
+        high_freq_factor=1.0,
+        original_max_position_embeddings=8192,
+    )
+    plain = RopeParameters(rope_theta=500_000.0).frequencies(128)
+
+    ratios = scout.frequencies(128) / plain
+
+    assert set(ratios.tolist()) == {1.0, 1 / 16}
+    assert ratios.tolist() == [1 / 16 if 2 * math.pi / f > 8192 else 1.0 for f in plain.tolist()]
+
+
+@pytest.mark.parametrize("position", [0, 1, 77])
+def test_adjacent_pairs_turn_as_complex_numbers_do(position: int) -> None:
+    x = torch.randn(1, 3, 8)
+    angles = position * RopeParameters().frequencies(8)
+    expected = torch.view_as_complex(x.view(1, 3, 4, 2)) * torch.polar(torch.ones(4), angles)
+
+    turned = AdjacentRotaryEmbedding(RopeParameters(), 8)(torch.tensor([position])).apply(x)
+
+    torch.testing.assert_close(turned, torch.view_as_real(expected).flatten(2))
 
 
 def test_llama3_keeps_fast_turns_divides_slow_ones_and_blends_between() -> None:

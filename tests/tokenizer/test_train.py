@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from camelid.base.errors import NotFoundError, RecipeError, TokenizerError
-from camelid.base.recipe import load_recipe
-from camelid.tokenizer import load_tokenizer
+from camelid.base.errors import TokenizerError
 from camelid.tokenizer.tiktoken_bpe import TiktokenBPE
-from camelid.tokenizer.train import SPECIAL_TOKENS, TokenizerRecipe, train_from_recipe, train_tokenizer
+from camelid.tokenizer.train import SPECIAL_TOKENS, train_tokenizer
 
 TEXT = (Path(__file__).parent.parent / "fixtures" / "tokenizers" / "llama2" / "LICENSE").read_text()
 
@@ -58,35 +56,3 @@ def test_rare_pairs_are_not_merged() -> None:
 def test_settings_that_allow_no_vocabulary(vocab_size: int, special: list[str], message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
         train_tokenizer([TEXT], vocab_size, special_tokens=special)
-
-
-def test_a_recipe_reads_files_and_writes_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").write_text(TEXT)
-    (tmp_path / "texts" / "b.txt").write_text("the llama\n" * 200)
-    (tmp_path / "recipe.toml").write_text(f'inputs = ["{tmp_path}/texts/*.txt"]\noutput = "{tmp_path}/new"\n')
-    recipe = load_recipe(TokenizerRecipe, tmp_path / "recipe.toml", ["vocab_size=600"])
-    folder = train_from_recipe(recipe)
-    assert folder == tmp_path / "new"
-    expected = train_tokenizer([TEXT, "the llama\n" * 200], 600)
-    tokenizer = load_tokenizer(folder)
-    assert tokenizer.special == expected.special
-    assert tokenizer.encode("the llama license") == expected.encode("the llama license")
-
-
-def test_too_little_text_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.txt").write_text("ab ab")
-    train_from_recipe(TokenizerRecipe(inputs=(str(tmp_path / "a.txt"),), output=tmp_path / "new", vocab_size=500))
-    assert "only 273 of 500 tokens" in capsys.readouterr().err
-
-
-def test_recipe_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="vocab_size"):
-        load_recipe(TokenizerRecipe, None, ["inputs=['x']", "output='y'", "vocab_sizes=3"])
-    missing = TokenizerRecipe(inputs=(f"{tmp_path}/*.txt",), output=tmp_path / "new")
-    with pytest.raises(NotFoundError, match=r"no file matches"):
-        train_from_recipe(missing)
-    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises(TokenizerError, match="not UTF-8") as caught:
-        train_from_recipe(missing)
-    assert "latin.txt" in str(caught.value)

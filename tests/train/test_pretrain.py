@@ -18,10 +18,12 @@ from camelid.train.losses import chunked_cross_entropy
 from camelid.train.metrics import StepMetrics
 from camelid.train.pretrain import PretrainRecipe, build_model, pretrain
 from camelid.train.report import Curve, draw, render, thin
+from camelid.train.run_folder import TrainingData
 from camelid.train.throughput import flops_per_token
 
 TINY = [
     "data.shards=unused",
+    "data.sequence_length=64",
     "training.steps=6",
     "training.schedule.warmup_steps=2",
     "training.checkpoint_every=3",
@@ -44,13 +46,15 @@ def recipe(*overrides: str) -> PretrainRecipe:
 
 def test_a_run_leaves_the_recipe_the_metrics_the_report_and_a_model(tmp_path: Path) -> None:
     given = recipe(*SHAPE)
-    result = pretrain(given, TinyBatches(), tmp_path / "run")
+    result = pretrain(given, tmp_path / "run", data=TrainingData(TinyBatches()))
     assert result.finished
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoints",
+        "lock",
         "metrics.jsonl",
         "recipe.toml",
         "report.html",
+        "samples.jsonl",
         "tensorboard",
     ]
     assert load_recipe(PretrainRecipe, tmp_path / "run" / "recipe.toml") == given
@@ -58,7 +62,7 @@ def test_a_run_leaves_the_recipe_the_metrics_the_report_and_a_model(tmp_path: Pa
 
 
 def test_the_report_is_one_page_without_anything_from_outside(tmp_path: Path) -> None:
-    pretrain(recipe(*SHAPE), TinyBatches(), tmp_path / "run")
+    pretrain(recipe(*SHAPE), tmp_path / "run", data=TrainingData(TinyBatches()))
     page = (tmp_path / "run" / "report.html").read_text()
     assert not re.search(r"(src|href)=|<script|@import|url\(", page)
     assert page.count("<polyline") == 6
@@ -73,7 +77,7 @@ def test_training_goes_on_from_the_weights_of_a_checkpoint(tmp_path: Path) -> No
     start = build_model(continued, torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(start.parameters(), parent.parameters(), strict=True))
 
-    result = pretrain(continued, TinyBatches(), tmp_path / "run")
+    result = pretrain(continued, tmp_path / "run", data=TrainingData(TinyBatches()))
     with closing(open_checkpoint(tmp_path / "parent")) as opened:
         untouched = load_model(opened)
     assert all(torch.equal(a, b) for a, b in zip(untouched.parameters(), parent.parameters(), strict=True))
@@ -116,7 +120,7 @@ def test_an_impossible_recipe_is_refused_before_anything_is_written(
     tmp_path: Path, overrides: list[str], error: type[CamelidError], message: str
 ) -> None:
     with pytest.raises(error) as caught:
-        pretrain(recipe(*overrides), TinyBatches(), tmp_path / "run")
+        pretrain(recipe(*overrides), tmp_path / "run", data=TrainingData(TinyBatches()))
     assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -124,7 +128,7 @@ def test_an_impossible_recipe_is_refused_before_anything_is_written(
 class NoAttention(AttentionContext):
     """Values as they are: what is left are the products with the weights."""
 
-    def attend(self, layer, q_THD, k_TKD, v_TKD, *, scale):
+    def attend(self, layer, q_THD, k_TKD, v_TKD, *, scale, reach=None):
         return v_TKD.repeat_interleave(q_THD.shape[1] // v_TKD.shape[1], 1)
 
 

@@ -1,18 +1,24 @@
-"""Progress of long work: a live bar on a terminal, plain lines in a log, both on stderr."""
+"""Progress of long work: a live bar on a terminal, plain lines in a log, both on stderr.
+
+Work that is part of something larger, which has the terminal, gives it one line instead: `progress_shown_by`.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from camelid.base.files import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SECONDS_BETWEEN_LINES = 5.0
+
+_shown_by: ContextVar[Callable[[str], None] | None] = ContextVar("shown_by", default=None)
 
 
 class Progress:
@@ -79,6 +85,31 @@ class _Bar(Progress):
         self.live.advance(self._task, amount)
 
 
+class _Reported(Progress):
+    def __init__(self, title: str, total: int | None, unit: str, show: Callable[[str], None]) -> None:
+        super().__init__(title, total, unit)
+        self._show = show
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+        self._show(self.line())
+
+
+@contextmanager
+def progress_shown_by(show: Callable[[str], None]) -> Iterator[None]:
+    """Within the block all progress goes to `show`, as one line that takes the place of the one before."""
+    token = _shown_by.set(show)
+    try:
+        yield
+    finally:
+        _shown_by.reset(token)
+
+
+def progress_view() -> Callable[[str], None] | None:
+    """What shows progress in place of the terminal here; None: the terminal, or the log, is free."""
+    return _shown_by.get()
+
+
 @contextmanager
 def progress(title: str, total: int | None = None, unit: str = "B") -> Iterator[Progress]:
     """Show the progress of the work inside the `with` block.
@@ -88,6 +119,9 @@ def progress(title: str, total: int | None = None, unit: str = "B") -> Iterator[
         total: how many units there are, if known.
         unit: "B" for bytes, or the plural name of what is counted.
     """
+    if show := progress_view():
+        yield _Reported(title, total, unit, show)
+        return
     if not sys.stderr.isatty():
         yield Progress(title, total, unit)
         return

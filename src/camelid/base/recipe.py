@@ -55,8 +55,14 @@ def load_recipe(schema: type[R], path: Path | None, overrides: Sequence[str] = (
     return validated(schema, settings, path or "recipe")
 
 
-def validated(schema: type[R], settings: Mapping[str, Any], where: object) -> R:
+def validated(schema: type[R], settings: Mapping[str, Any], where: object, table: str = "") -> R:
     """Settings as read from TOML or JSON, checked against a recipe's class.
+
+    Args:
+        schema: the recipe's class.
+        settings: by key.
+        where: the file or the part of it that they come from, for messages.
+        table: the dotted name of the table that they are, which messages put before the key.
 
     Raises:
         RecipeError: a key is unknown, a value has the wrong type or an impossible value; says so of `where`.
@@ -65,7 +71,7 @@ def validated(schema: type[R], settings: Mapping[str, Any], where: object) -> R:
         # TOML has no Path and no tuple: strict validation in JSON mode accepts their plain spellings.
         return schema.model_validate_json(_to_json(settings))
     except ValidationError as error:
-        raise _explain(schema, error, where) from error
+        raise _explain(schema, error, where, table) from error
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:
@@ -96,10 +102,10 @@ def _to_json(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, default=str)
 
 
-def _explain(schema: type[BaseModel], error: ValidationError, where: object) -> RecipeError:
+def _explain(schema: type[BaseModel], error: ValidationError, where: object, table: str) -> RecipeError:
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
-    key = ".".join(location)
+    key = ".".join([table, *location] if table else location)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(schema, location[:-1])

@@ -13,16 +13,18 @@ from camelid.base.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from camelid.checkpoint.base import Checkpoint, TensorInfo
+    from camelid.checkpoint.conversion import convert
     from camelid.checkpoint.load import load_model, open_checkpoint
     from camelid.checkpoint.save import save_huggingface
 
-__all__ = ["Checkpoint", "TensorInfo", "load_model", "open_checkpoint", "save_huggingface"]
+__all__ = ["Checkpoint", "TensorInfo", "convert", "load_model", "open_checkpoint", "save_huggingface"]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "Checkpoint": "camelid.checkpoint.base",
         "TensorInfo": "camelid.checkpoint.base",
+        "convert": "camelid.checkpoint.conversion",
         "load_model": "camelid.checkpoint.load",
         "open_checkpoint": "camelid.checkpoint.load",
         "save_huggingface": "camelid.checkpoint.save",

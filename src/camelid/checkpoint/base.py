@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -35,7 +35,7 @@ class Checkpoint(ABC):
 
     path: Path
     format: str
-    """ "huggingface" or "gguf"."""
+    """ "huggingface", "meta", "gguf" or "llama2.c"."""
 
     @property
     @abstractmethod
@@ -50,6 +50,17 @@ class Checkpoint(ABC):
     @abstractmethod
     def read(self, name: str) -> Tensor | PackedTensor:
         """One tensor: dense as it lies in the file, or packed blocks where the format is one of blocks."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that the model was read from: weights and config."""
+        return [self.path]
+
+    def release(self, name: str) -> None:  # noqa: B027 - a format that maps no file has nothing to give
+        """Give back what `read(name)` took of memory, so that going through a large checkpoint takes no more than one.
+
+        Only for who has written nothing into that tensor and is done with it; it can be read again.
+        """
 
     @abstractmethod
     def load_tokenizer(self) -> Tokenizer:

@@ -43,6 +43,19 @@ class PackageSource:
 
 
 @dataclass(frozen=True)
+class BundledSource:
+    """Weights that come with camelid itself, as a Hugging Face folder."""
+
+    folder: str
+    """Below the package's own folder."""
+
+    @property
+    def path(self) -> Path:
+        """Where the folder lies."""
+        return Path(__file__).parent.parent / self.folder
+
+
+@dataclass(frozen=True)
 class HubSource:
     """Weights in a repository of the Hugging Face hub, which vouches for its files' hashes."""
 
@@ -61,7 +74,7 @@ class CatalogueEntry:
     name: str
     preset: str
     """Its shape: a key of `camelid.model.presets.PRESETS`."""
-    source: PackageSource | HubSource
+    source: PackageSource | BundledSource | HubSource
     sampling: Mapping[str, float] = field(default_factory=dict)
     """What its makers recommend, where the checkpoint itself does not say: fields of `SamplingParams`."""
 
@@ -95,6 +108,7 @@ CHAT_MODELS = {
     "llama-3.1-405b-instruct": ("llama-3.1-405b", "meta-llama/Llama-3.1-405B-Instruct"),
     "llama-3.2-1b-instruct": ("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct"),
     "llama-3.2-3b-instruct": ("llama-3.2-3b", "meta-llama/Llama-3.2-3B-Instruct"),
+    "llama-4-maverick-instruct": ("llama-4-maverick", "meta-llama/Llama-4-Maverick-17B-128E-Instruct"),
 }
 """Tuned models beside those that the presets themselves name: name → preset, repository."""
 
@@ -102,8 +116,13 @@ CHAT_MODELS = {
 def _catalogue() -> dict[str, CatalogueEntry]:
     # At the model card's temperature of 0.2 these 4-bit weights answer one short English question in three in French.
     calm = {"temperature": 0.0, "repetition_penalty": 1.05}
-    entries = [CatalogueEntry("smollm2-135m-instruct", "smollm2-135m", SMOLLM2, calm)]
-    entries += [CatalogueEntry(p.name, p.name, HubSource(p.hub_id)) for p in PRESETS.values() if p.hub_id]
+    entries = [
+        CatalogueEntry("smollm2-135m-instruct", "smollm2-135m", SMOLLM2, calm),
+        CatalogueEntry("cria", "cria", BundledSource("weights/cria")),
+    ]
+    entries += [
+        CatalogueEntry(p.name, p.name, HubSource(p.hub_id)) for p in PRESETS.values() if p.hub_id and not p.pickled
+    ]
     entries += [CatalogueEntry(name, preset, HubSource(repo)) for name, (preset, repo) in CHAT_MODELS.items()]
     return {entry.name: entry for entry in entries}
 
@@ -143,6 +162,8 @@ def exists(path: Path) -> bool:
 
 def find(entry: CatalogueEntry) -> Path | None:
     """Where an entry's weights lie on this machine, None if they have not been pulled."""
+    if isinstance(entry.source, BundledSource):
+        return entry.source.path
     if isinstance(entry.source, PackageSource):
         pulled = pulled_file(entry.name, entry.source)
         return pulled if pulled.is_file() else _installed_file(entry.source)

@@ -1,4 +1,4 @@
-"""GGUF files: one file with metadata, vocabulary and tensors, dense or in blocks.
+"""GGUF files: one file, or several parts, with metadata, vocabulary and tensors, dense or in blocks.
 
 The container is read by `camelid.base.gguf_header`; here its contents become a Hugging Face config and tensors with
 Hugging Face names. Block formats stay packed. (llama.cpp docs/gguf.md; gguf-py/gguf/constants.py.)
@@ -11,14 +11,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from camelid.base.errors import FormatError, NotFoundError, did_you_mean
-from camelid.base.gguf_header import read_gguf_header
 from camelid.checkpoint.base import Checkpoint, TensorInfo
 from camelid.checkpoint.gguf_config import architecture_of, config_from_gguf, generation_config_from_gguf
-from camelid.checkpoint.safetensors import map_privately
+from camelid.checkpoint.gguf_parts import read_parts
+from camelid.checkpoint.pages import map_privately, release_pages
 from camelid.codecs import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from mmap import mmap
     from pathlib import Path
 
@@ -37,8 +37,10 @@ ROPE_DIVISORS = "rope_freqs.weight"
 class GGUFCheckpoint(Checkpoint):
     """An opened GGUF file; its tensors are views into a private memory map, where their rows need no reordering.
 
+    Of a model in several parts, the first is opened and leads to the others.
+
     Raises:
-        NotFoundError: there is no such file.
+        NotFoundError: there is no such file, or a part of the model is missing.
         FormatError: the file is damaged, or holds a tensor that is unknown or of a type that can't be read.
         ConfigError: its architecture isn't supported.
     """
@@ -47,11 +49,13 @@ class GGUFCheckpoint(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._header = read_gguf_header(path)
+        self._header, self._files = read_parts(path)
         self._architecture = architecture_of(self._header, path)
         self._sources = self._rename()
-        with path.open("rb") as file:
-            self._map: mmap | None = map_privately(file)
+        self._maps: dict[Path, mmap] = {}
+        for part in self.files:
+            with part.open("rb") as file:
+                self._maps[part] = map_privately(file)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -94,6 +98,17 @@ class GGUFCheckpoint(Checkpoint):
         data_RB = data_RB if order_R is None else data_RB.index_select(0, order_R)
         return PackedTensor(data_RB, _format_of(source), source.shape)
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The file, or the parts that hold tensors."""
+        return list(dict.fromkeys([self.path, *self._files.values()]))
+
+    def release(self, name: str) -> None:
+        """Give back the memory that reading a tensor has taken; see `Checkpoint.release`."""
+        source = self._sources[name]
+        if (mapped := self._maps.get(self._files[source.name])) is not None:
+            release_pages(mapped, source.offset, source.num_bytes)
+
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer of the file's own vocabulary."""
         from camelid.tokenizer.gguf_vocab import from_gguf_metadata
@@ -114,8 +129,8 @@ class GGUFCheckpoint(Checkpoint):
         return generation_config_from_gguf(self._header, self.path)
 
     def close(self) -> None:
-        """Let go of the file; the map itself lives as long as a tensor looks into it."""
-        self._map = None
+        """Let go of the files; a map itself lives as long as a tensor looks into it."""
+        self._maps.clear()
 
     def _rename(self) -> dict[str, GGUFTensorInfo]:
         """Hugging Face name → the tensor as the file describes it."""
@@ -123,21 +138,21 @@ class GGUFCheckpoint(Checkpoint):
         sources = {}
         for name, source in self._header.tensors.items():
             stem, _, kind = name.rpartition(".")
-            pattern, layer = _split_layer(stem)
+            pattern, layer = split_layer(stem)
             if pattern in self._architecture.derived:
                 continue
             renamed = self._architecture.names.get(pattern)
             if renamed is None or kind not in ("weight", "bias"):
                 raise FormatError(
                     f"the tensor '{name}' has no place in the architecture '{self._architecture.model_type}'",
-                    where=self.path,
+                    where=f"{self._files[name]}, byte {source.offset}",
                     hint="the model may be a variant that only its own tools read",
                 )
             if _format_of(source) not in readable:
                 raise FormatError(
                     f"the tensor '{name}' has the type {source.type_name}, which can't be read",
-                    where=self.path,
-                    hint="take the model in another quantisation: " + ", ".join(FORMATS.names()).upper(),
+                    where=f"{self._files[name]}, byte {source.offset}",
+                    hint="take the model in another quantisation: Q8_0, Q6_K, Q4_K_M",
                 )
             sources[f"{renamed.format(layer=layer)}.{kind}"] = source
         return sources
@@ -148,7 +163,7 @@ class GGUFCheckpoint(Checkpoint):
         GGUF's llama rotates adjacent pairs of a head's dimensions, Hugging Face's its halves: row r·D/2 + i of a head
         is the file's row 2i + r of it (transformers, models/llama/convert_llama_weights_to_hf.py).
         """
-        pattern, _ = _split_layer(name.rpartition(".")[0])
+        pattern, _ = split_layer(name.rpartition(".")[0])
         heads_key = self._architecture.interleaved.get(pattern)
         if heads_key is None:
             return None
@@ -173,15 +188,16 @@ class GGUFCheckpoint(Checkpoint):
     def _bytes(self, source: GGUFTensorInfo) -> Tensor:
         import torch
 
-        assert self._map is not None, f"{self.path} is closed"
-        return torch.frombuffer(self._map, dtype=torch.uint8, count=source.num_bytes, offset=source.offset)
+        assert self._maps, f"{self.path} is closed"
+        content = self._maps[self._files[source.name]]
+        return torch.frombuffer(content, dtype=torch.uint8, count=source.num_bytes, offset=source.offset)
 
 
 def _format_of(source: GGUFTensorInfo) -> str:
     return DENSE.get(source.type_name, source.type_name.lower())
 
 
-def _split_layer(name: str) -> tuple[str, str]:
+def split_layer(name: str) -> tuple[str, str]:
     """A name with its layer's number taken out: "blk.7.attn_q" → ("blk.{layer}.attn_q", "7")."""
     found = re.search(r"\.(0|[1-9][0-9]*)\.", name)
     if found is None:

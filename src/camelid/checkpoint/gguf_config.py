@@ -38,7 +38,17 @@ _TOKEN_IDS: Final = {
     "eos_token_id": "tokenizer.ggml.eos_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
+SAMPLING: Final = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+"""Key of a `generation_config.json` → GGUF's. All are 32-bit floats but top_k, an i32."""
 _END_TOKENS: Final = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+_NO_TOKEN: Final = 2**32 - 1
+"""How files without a token for a role may say so: −1 in 32 bits (llama.cpp, LLAMA_TOKEN_NULL)."""
 _LLAMA_3: Final = (1.0, 4.0, 8192)
 """low_freq_factor, high_freq_factor, original context of every Llama 3 release."""
 _TOLERANCE: Final = 1e-4
@@ -101,7 +111,7 @@ def config_from_gguf(header: GGUFHeader, path: Path, rope_divisors: Tensor | Non
 
 
 def generation_config_from_gguf(header: GGUFHeader, path: Path) -> dict[str, Any]:
-    """The contents of a `generation_config.json`: where text begins, and every token that ends a reply."""
+    """The contents of a `generation_config.json`: where text begins, all that ends a reply, and how to sample."""
     metadata = _Settings(header, path)
     settings: dict[str, Any] = {}
     if (bos := metadata.token_id("tokenizer.ggml.bos_token_id")) is not None:
@@ -109,7 +119,10 @@ def generation_config_from_gguf(header: GGUFHeader, path: Path) -> dict[str, Any
     ends = [token for key in _END_TOKENS if (token := metadata.token_id(key)) is not None]
     if ends:
         settings["eos_token_id"] = list(dict.fromkeys(ends))
-    return settings
+    sampling = {name: value for name, key in SAMPLING.items() if (value := metadata.sampling(key)) is not None}
+    if sampling.keys() - {"repetition_penalty"}:
+        settings["do_sample"] = True
+    return settings | sampling
 
 
 class _Settings:
@@ -133,6 +146,13 @@ class _Settings:
             raise FormatError(f"expected a number, not {value!r}", where=self.where(key))
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
+    def sampling(self, key: str) -> int | float | None:
+        """A number of the section on sampling; float32 as people write it."""
+        value = self.metadata.get(key)
+        if value is not None and type(value) not in (int, float):
+            raise FormatError(f"expected a number, not {value!r}", where=f"{self.path}, {key}")
+        return float(str(np.float32(value))) if isinstance(value, float) else value
+
     def text(self, key: str) -> str | None:
         value = self.metadata.get(self.prefix + key)
         if value is not None and not isinstance(value, str):
@@ -141,6 +161,8 @@ class _Settings:
 
     def token_id(self, key: str) -> int | None:
         value = self.metadata.get(key)
+        if value == _NO_TOKEN:
+            return None
         if value is not None and (type(value) is not int or value < 0):
             raise FormatError(f"expected a token id, not {value!r}", where=f"{self.path}, {key}")
         return value

@@ -12,7 +12,7 @@ from pathlib import Path
 from camelid.base.errors import CamelidError, NetworkError, NotFoundError
 from camelid.base.files import disk_error
 
-NEEDED = ["*.safetensors", "*.json", "*.model", "*.jinja"]
+NEEDED = ["*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja"]
 """What a model is read from: weights as safetensors, and data beside them; nothing that can run code."""
 
 LICENCES = ["LICENSE*", "USE_POLICY*"]

@@ -16,7 +16,7 @@ from camelid.checkpoint.catalogue import exists
 from camelid.checkpoint.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -74,6 +74,16 @@ class HuggingFaceCheckpoint(Checkpoint):
         """One tensor, as a view into the memory-mapped file."""
         return self._shards[self._shard_of[name]].read(name)
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """`config.json`, the index if there is one, and the shards."""
+        names = [CONFIG, *sorted(self._shards)] if WEIGHTS in self._shards else [CONFIG, INDEX, *sorted(self._shards)]
+        return [self.path / name for name in names]
+
+    def release(self, name: str) -> None:
+        """Give back the memory that reading a tensor has taken; see `Checkpoint.release`."""
+        self._shards[self._shard_of[name]].release(name)
+
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer whose files lie in the folder."""
         from camelid.tokenizer import load_tokenizer
@@ -88,7 +98,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             FormatError: several named templates, none of them "default".
         """
         if (file := self._file(CHAT_TEMPLATE)) is not None:
-            return _read_text(file)
+            return read_text(file)
         for name in (CHAT_TEMPLATE_JSON, TOKENIZER_CONFIG):
             template = self._json(name).get("chat_template")
             if template is not None:
@@ -165,14 +175,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         file = self.path / name
         if not exists(file):
             return None
-        folder, target = self.path.resolve(), file.resolve()
-        if not target.is_relative_to(folder) and not _is_cached_blob(folder, target):
-            raise FormatError(
-                f"'{name}' is a link to a file outside the folder",
-                where=self.path,
-                hint="copy the file into the folder if you trust it",
-            )
-        return existing_file(file)
+        return file_inside(self.path, name)
 
     def _json(self, name: str, *, required: bool = False) -> Mapping[str, Any]:
         file = self._file(name)
@@ -183,6 +186,24 @@ class HuggingFaceCheckpoint(Checkpoint):
         return read_json(file)
 
 
+def file_inside(folder: Path, name: str) -> Path:
+    """The file of that name, which must be there.
+
+    Raises:
+        NotFoundError: it is not.
+        FormatError: it is a symbolic link to somewhere outside the folder, and not into the hub's cache.
+    """
+    file = folder / name
+    root, target = folder.resolve(), file.resolve()
+    if not target.is_relative_to(root) and not any(_is_cached_blob(one, target) for one in (root, root.parent)):
+        raise FormatError(
+            f"'{name}' is a link to a file outside the folder",
+            where=folder,
+            hint="copy the file into the folder if you trust it",
+        )
+    return existing_file(file)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of at most `MAX_JSON_BYTES`.
 
@@ -190,7 +211,7 @@ def read_json(path: Path) -> dict[str, Any]:
         FormatError: not UTF-8, not JSON, not an object, or too large.
     """
     try:
-        value = json.loads(_read_text(path))
+        value = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not a JSON file: {error}", where=path) from error
     if not isinstance(value, dict):
@@ -198,7 +219,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The UTF-8 text in a file of at most `MAX_JSON_BYTES`.
+
+    Raises:
+        FormatError: not UTF-8, or too large.
+    """
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
         raise FormatError(f"{size} bytes are more than the {MAX_JSON_BYTES} allowed", where=path)

@@ -51,19 +51,28 @@ def write_lineage(folder: Path, facts: Mapping[str, Any] | None = None) -> Linea
         folder: a finished checkpoint.
         facts: values that JSON can hold; `format`, `camelid` and `files` are taken.
     """
+    return _write(folder / LINEAGE, _files(folder), facts)
+
+
+def write_file_lineage(file: Path, facts: Mapping[str, Any] | None = None) -> Lineage:
+    """Hash one file that is a whole model and write `<its name>.lineage.json` beside it; arguments as above."""
+    return _write(file.with_name(f"{file.name}.{LINEAGE}"), {file.name: file}, facts)
+
+
+def _write(document_path: Path, paths: Mapping[str, Path], facts: Mapping[str, Any] | None) -> Lineage:
     from camelid import __version__
 
     facts = dict(facts or {})
     taken = _RESERVED & facts.keys()
     assert not taken, f"lineage already has {sorted(taken)}"
-    files = {name: FileRecord(sha256(path), path.stat().st_size) for name, path in _files(folder).items()}
+    files = {name: FileRecord(sha256(path), path.stat().st_size) for name, path in paths.items()}
     document = {
         "format": FORMAT,
         "camelid": __version__,
         **facts,
         "files": {name: {"sha256": record.sha256, "bytes": record.bytes} for name, record in files.items()},
     }
-    write_text(folder / LINEAGE, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_text(document_path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return Lineage(__version__, files, facts)
 
 

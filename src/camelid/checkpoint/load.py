@@ -19,7 +19,12 @@ from camelid.base.files import format_bytes
 from camelid.base.progress import progress
 from camelid.base.runtime import available_memory, parse_dtype
 from camelid.checkpoint.catalogue import exists, near_names
-from camelid.checkpoint.huggingface import CONFIG, HuggingFaceCheckpoint
+from camelid.checkpoint.gguf_parts import is_later_part
+from camelid.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, HuggingFaceCheckpoint
+from camelid.checkpoint.llama2c import HEADER, Llama2CCheckpoint, is_llama2_c
+from camelid.checkpoint.meta import MetaCheckpoint, is_meta_folder
+from camelid.checkpoint.meta_params import PARAMS
+from camelid.checkpoint.text_part import text_part
 from camelid.codecs import FORMATS
 from camelid.codecs.packed import PackedTensor
 from camelid.model import ARCHITECTURES
@@ -31,14 +36,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from camelid.checkpoint.base import Checkpoint
+    from camelid.checkpoint.base import Checkpoint, TensorInfo
     from camelid.model.base import LanguageModel
+    from camelid.model.config import ModelConfig
 
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """Buffers that old converters wrote along; they follow from the config."""
 
-TIED = {"lm_head.weight": "model.embed_tokens.weight"}
-"""With tied embeddings: a tensor that a file may hold once more → the one it must equal."""
+TIED = {"lm_head.weight": ("model.embed_tokens.weight", "model.decoder.embed_tokens.weight")}
+"""With tied embeddings: a tensor that a file may hold once more → the one it must equal, under any of its names."""
 
 CONVERT = "convert it to a Hugging Face folder with safetensors, or to GGUF"
 
@@ -104,6 +110,24 @@ def load_model(
     return model
 
 
+def described_tensors(checkpoint: Checkpoint) -> tuple[ModelConfig, Mapping[str, TensorInfo]]:
+    """The config of a checkpoint, and exactly the tensors that its model is made of, in the model's order.
+
+    Nothing is read but copies of tied tensors; what the model has no use for is left out or refused as `load_model`
+    does.
+
+    Raises:
+        ConfigError: the config asks for what the architecture cannot do.
+        FormatError: a tensor is missing, unexpected or of the wrong shape.
+        NotFoundError: the architecture is not known.
+    """
+    architecture, config = _architecture(checkpoint)
+    with torch.device("meta"):
+        slots = _slots(architecture.from_config(config))
+    _check_names_and_shapes(checkpoint, slots, tied=config.tie_word_embeddings)
+    return config, {name: checkpoint.tensors[name] for name in slots}
+
+
 def required_memory(
     checkpoint: Checkpoint, dtype: torch.dtype, packed: bool | None = False, device: str | torch.device = "cpu"
 ) -> int:
@@ -156,9 +180,11 @@ def _check_names_and_shapes(checkpoint: Checkpoint, slots: Mapping[str, tuple[nn
                 where=checkpoint.path,
             )
     unexpected = [name for name in tensors if name not in slots and not IGNORED.fullmatch(name)]
-    for name in [name for name in unexpected if tied and TIED.get(name) in slots]:
-        _check_copy(checkpoint, name, TIED[name])
-        unexpected.remove(name)
+    for name, originals in TIED.items() if tied else ():
+        original = next((original for original in originals if original in slots), None)
+        if name in unexpected and original is not None:
+            _check_copy(checkpoint, name, original)
+            unexpected.remove(name)
     if unexpected:
         raise FormatError(
             f"the checkpoint holds what this architecture has no place for: {_some(unexpected)}",
@@ -237,10 +263,16 @@ def _kept_formats(checkpoint: Checkpoint, packed: bool | None, device: torch.dev
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+    # A folder as Meta releases it may hold a config.json too, which says what params.json does not.
+    if is_meta_folder(folder) and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+        return MetaCheckpoint(folder)
     if (folder / CONFIG).exists():
-        return HuggingFaceCheckpoint(folder)
+        return text_part(HuggingFaceCheckpoint(folder))
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    gguf = [file for file in files if _starts_with(file, b"GGUF")]
+    llama2_c = [file for file in files if _is_llama2_c(file)]
+    if len(llama2_c) == 1:
+        return Llama2CCheckpoint(llama2_c[0])
+    gguf = [file for file in files if _starts_with(file, b"GGUF") and not is_later_part(file)]
     if len(gguf) == 1:
         return _open_file(gguf[0])
     if gguf:
@@ -251,7 +283,9 @@ def _open_folder(folder: Path) -> Checkpoint:
             raise FormatError(f"'{file.name}' is {reason}, which is not readable yet", where=folder, hint=CONVERT)
     models = sorted(inner.parent for inner in folder.glob(f"*/{CONFIG}"))
     raise NotFoundError(
-        f"there is no model in this folder: neither {CONFIG} nor a GGUF file" if files else "there is no model here",
+        f"there is no model in this folder: neither {CONFIG}, {PARAMS} nor a GGUF file"
+        if files
+        else "there is no model here",
         where=folder,
         hint="did you mean " + " or ".join(f"'{model}'" for model in models[:3]) + "?" if models else None,
     )
@@ -262,6 +296,10 @@ def _open_file(file: Path) -> Checkpoint:
         from camelid.checkpoint.gguf import GGUFCheckpoint
 
         return GGUFCheckpoint(file)
+    if _is_llama2_c(file):
+        return Llama2CCheckpoint(file)
+    if is_meta_folder(file.parent):
+        raise FormatError("this is one file of a model", where=file, hint=f"open its folder: {file.parent}")
     if (reason := _unreadable(file)) is not None:
         raise FormatError(f"this is {reason}, which is not readable yet", where=file, hint=CONVERT)
     if (file.parent / CONFIG).exists():
@@ -272,33 +310,19 @@ def _open_file(file: Path) -> Checkpoint:
 def _unreadable(file: Path) -> str | None:
     """What a file of a format known by its first bytes is, if it is none that can be read."""
     with file.open("rb") as opened:
-        head = opened.read(28)
+        head = opened.read(4)
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
-        return "a file of torch.save"
-    if head.startswith(b"24ka") or _is_llama2_c(head, file.stat().st_size):
-        return "a llama2.c checkpoint"
+        return f"a file of torch.save with no {PARAMS} beside it"
+    if head.startswith(b"24ka"):
+        return "a llama2.c checkpoint of a later version"
     if head.startswith((b"lmgg", b"fmgg", b"tjgg")):
         return "a file of GGUF's predecessors"
     return None
 
 
-def _is_llama2_c(head: bytes, size: int) -> bool:
-    """Whether the seven 32-bit numbers of the oldest llama2.c header describe a file of this size.
-
-    They are dim, hidden_dim, layers, heads, kv heads, vocabulary (negative: untied), context; then float32 weights
-    (karpathy/llama2.c, export.py, version 0).
-    """
-    if len(head) < 28:
-        return False
-    dim, hidden, layers, heads, kv_heads, vocab, context = (
-        int.from_bytes(head[i : i + 4], "little", signed=True) for i in range(0, 28, 4)
-    )
-    if min(dim, hidden, layers, heads, kv_heads, context, abs(vocab)) < 1 or dim % heads:
-        return False
-    kv_dim, head_dim = dim // heads * kv_heads, dim // heads
-    block = 2 * dim + 2 * dim * dim + 2 * kv_dim * dim + 3 * dim * hidden
-    numbers = abs(vocab) * dim * (1 if vocab > 0 else 2) + layers * block + dim + context * head_dim
-    return size == 28 + 4 * numbers
+def _is_llama2_c(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return is_llama2_c(opened.read(HEADER.size), file.stat().st_size)
 
 
 def _starts_with(file: Path, mark: bytes) -> bool:

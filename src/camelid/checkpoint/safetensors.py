@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import struct
 from collections import Counter
@@ -20,8 +19,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from camelid.base.errors import FormatError, NotFoundError, did_you_mean
 from camelid.base.files import existing_file, format_bytes
+from camelid.checkpoint.pages import map_privately, release_pages
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
@@ -122,17 +123,14 @@ class SafetensorsFile:
             data_N = data_N.clone()
         return data_N.view(dtype).view(entry.shape)
 
+    def release(self, name: str) -> None:
+        """Give back the memory that reading a tensor has taken; see `Checkpoint.release`."""
+        if self._map is not None:
+            release_pages(self._map, self.entries[name].begin, self.entries[name].num_bytes)
+
     def close(self) -> None:
         """Let go of the file; the map itself lives as long as a tensor looks into it."""
         self._map = None
-
-
-def map_privately(file: IO[bytes]) -> mmap.mmap:
-    """A copy-on-write map of a whole file that reserves no memory for the copies."""
-    no_reserve = getattr(mmap, "MAP_NORESERVE", None)
-    if no_reserve is None:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def read_header(file: IO[bytes], path: Path) -> Header:
@@ -254,7 +252,7 @@ def write_safetensors(
         metadata: free strings for the header.
     """
     ordered = sorted(tensors, key=lambda tensor: -tensor[1].itemsize)
-    file.write(_header_bytes(ordered, metadata))
+    file.write(header_bytes(ordered, metadata))
     for name, dtype, shape in ordered:
         tensor = read(name).detach().to(device="cpu", dtype=dtype).contiguous()
         assert tuple(tensor.shape) == shape, f"{name}: {tuple(tensor.shape)} is not {shape}"
@@ -271,12 +269,13 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 def header_size(tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> int:
     """Bytes of the header that `write_safetensors` writes."""
-    return len(_header_bytes(tensors, metadata))
+    return len(header_bytes(tensors, metadata))
 
 
-def _header_bytes(
+def header_bytes(
     tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None
 ) -> bytes:
+    """The header that `write_safetensors` writes for tensors in this order, with its length before it."""
     fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape in tensors:

@@ -1,4 +1,4 @@
-"""Write a model as the Hugging Face folder that transformers, vLLM and camelid read.
+"""Write a model or a checkpoint as the Hugging Face folder that transformers, vLLM and camelid read.
 
 save_huggingface(model, Path("runs/cria/export"), tokenizer=tokenizer, lineage={"parent": "…"})
 """
@@ -6,27 +6,26 @@ save_huggingface(model, Path("runs/cria/export"), tokenizer=tokenizer, lineage={
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from camelid.base.errors import ConfigError
 from camelid.base.files import atomic_folder, check_free_space
 from camelid.base.progress import progress
+from camelid.checkpoint.base import Checkpoint
 from camelid.checkpoint.huggingface import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
 from camelid.checkpoint.lineage import LINEAGE, read_lineage, write_lineage
 from camelid.checkpoint.safetensors import write_safetensors
-from camelid.codecs import FORMATS
-from camelid.model.linear import Matrix
+from camelid.checkpoint.weights import main_dtype, reader, weights_of_checkpoint, weights_of_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    import torch
 
+    from camelid.checkpoint.weights import Weight
     from camelid.model.base import LanguageModel
+    from camelid.model.config import ModelConfig
     from camelid.tokenizer import Tokenizer
 
 METADATA = {"format": "pt"}
@@ -36,20 +35,8 @@ SPACE_FOR_THE_REST = 64 << 20
 """Bytes set aside for headers, index, tokenizer and config when free space is checked."""
 
 
-@dataclass(frozen=True)
-class _Weight:
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
-
-    @property
-    def num_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
 def save_huggingface(
-    model: LanguageModel,
+    source: LanguageModel | Checkpoint,
     folder: Path,
     *,
     tokenizer: Tokenizer | None = None,
@@ -61,10 +48,11 @@ def save_huggingface(
 ) -> None:
     """Write the model and what travels with it; the folder appears only once it is complete.
 
-    Weights are written one tensor at a time, tied ones once; packed ones are unpacked.
+    Weights are written one tensor at a time, tied ones once; packed ones are unpacked. Of a checkpoint no more than one
+    tensor is in memory.
 
     Args:
-        model: the model.
+        source: the model, or an open checkpoint of any format.
         folder: a folder that does not exist, is empty, or holds nothing but an earlier save; that one is replaced.
         tokenizer: written beside the weights.
         chat_template: the Jinja template, written as `chat_template.jinja`.
@@ -74,61 +62,39 @@ def save_huggingface(
         max_shard_bytes: of weights in one file; a larger tensor has a file of its own.
 
     Raises:
-        ConfigError: the folder holds files that are no earlier save.
+        ConfigError: the folder holds files that are no earlier save, or a weight is too large for `dtype`.
+        FormatError: a checkpoint lacks a tensor or has one too many.
         ResourceError: not enough disk space; the folder is as it was.
     """
     folder = folder.resolve()
-    weights = _weights(model, dtype)
+    config: ModelConfig
+    if isinstance(source, Checkpoint):
+        config, weights = weights_of_checkpoint(source, dtype)
+    else:
+        config, weights = source.config, weights_of_model(source, dtype)
     total = sum(weight.num_bytes for weight in weights)
-    _check_replaceable(folder)
+    check_replaceable(folder)
     check_free_space(folder, total + SPACE_FOR_THE_REST)
-    config = model.config.to_hf() | {"torch_dtype": _main_dtype(weights)}
     with atomic_folder(folder) as new:
-        _write_json(new / CONFIG, config)
+        write_json(new / CONFIG, config.to_hf() | {"torch_dtype": main_dtype(weights)})
         _write_weights(new, _shards(weights, max_shard_bytes), total)
         if tokenizer is not None:
             tokenizer.save(new)
-        if chat_template is not None:
-            (new / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8", newline="")
-        if generation_config:
-            _write_json(new / GENERATION_CONFIG, dict(generation_config))
+        write_companions(new, chat_template, generation_config)
         write_lineage(new, lineage)
 
 
-def _weights(model: LanguageModel, dtype: torch.dtype | None) -> list[_Weight]:
-    """Every weight in the model's order; a tied one hangs in the model only once."""
-    weights: list[_Weight] = []
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        if isinstance(module, Matrix) and module.packed is not None:
-            weights.append(_packed_weight(f"{prefix}weight", module, dtype or torch.float32))
-        for leaf, parameter in module.named_parameters(recurse=False):
-            weights.append(_dense_weight(prefix + leaf, parameter, dtype or parameter.dtype))
-    return weights
+def write_companions(folder: Path, chat_template: str | None, generation_config: Mapping[str, Any] | None) -> None:
+    """Write `chat_template.jinja` and `generation_config.json`, each if there is something to write."""
+    if chat_template is not None:
+        (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8", newline="")
+    if generation_config:
+        write_json(folder / GENERATION_CONFIG, generation_config)
 
 
-def _dense_weight(name: str, parameter: Tensor, dtype: torch.dtype) -> _Weight:
-    return _Weight(name, tuple(parameter.shape), dtype, lambda: parameter)
-
-
-def _packed_weight(name: str, module: Matrix, dtype: torch.dtype) -> _Weight:
-    packed = module.packed
-    assert packed is not None
-    codec = FORMATS.load(packed.format)
-    return _Weight(name, tuple(packed.shape), dtype, lambda: codec.unpack(packed, dtype))
-
-
-def _main_dtype(weights: Sequence[_Weight]) -> str:
-    """The dtype that most of the bytes are in."""
-    num_bytes: dict[torch.dtype, int] = {}
-    for weight in weights:
-        num_bytes[weight.dtype] = num_bytes.get(weight.dtype, 0) + weight.num_bytes
-    return str(max(num_bytes, key=lambda dtype: num_bytes[dtype])).removeprefix("torch.")
-
-
-def _shards(weights: Sequence[_Weight], max_bytes: int) -> list[list[_Weight]]:
+def _shards(weights: Sequence[Weight], max_bytes: int) -> list[list[Weight]]:
     """Consecutive weights in groups of at most `max_bytes`, or of one weight."""
-    shards: list[list[_Weight]] = [[]]
+    shards: list[list[Weight]] = [[]]
     room = max_bytes
     for weight in weights:
         if shards[-1] and weight.num_bytes > room:
@@ -139,26 +105,20 @@ def _shards(weights: Sequence[_Weight], max_bytes: int) -> list[list[_Weight]]:
     return shards
 
 
-def _write_weights(folder: Path, shards: Sequence[Sequence[_Weight]], total: int) -> None:
+def _write_weights(folder: Path, shards: Sequence[Sequence[Weight]], total: int) -> None:
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     if len(shards) == 1:
         names = [WEIGHTS]
     with progress("writing the weights", total) as shown:
         for name, shard in zip(names, shards, strict=True):
-            by_name = {weight.name: weight for weight in shard}
-
-            def read(tensor: str, by_name: Mapping[str, _Weight] = by_name) -> Tensor:
-                shown.advance(by_name[tensor].num_bytes)
-                return by_name[tensor].read()
-
             with (folder / name).open("wb") as file:
-                write_safetensors(file, [(w.name, w.dtype, w.shape) for w in shard], read, METADATA)
+                write_safetensors(file, [(w.name, w.dtype, w.shape) for w in shard], reader(shard, shown), METADATA)
     if len(shards) > 1:
         weight_map = {weight.name: name for name, shard in zip(names, shards, strict=True) for weight in shard}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """A folder is replaced as a whole, so it must not hold anything but an earlier save."""
     if not folder.exists():
         return
@@ -176,5 +136,6 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as UTF-8 JSON, indented."""
+    path.write_text(json.dumps(dict(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ def train(
 ) -> None:
     """Train a byte-level BPE with Llama 3's split pattern and special tokens."""
     from camelid.base.recipe import load_recipe
-    from camelid.tokenizer.train import TokenizerRecipe, train_from_recipe
+    from camelid.data.train_tokenizer import TokenizerRecipe, train_from_recipe
 
     print(train_from_recipe(load_recipe(TokenizerRecipe, recipe, overrides or [])))
 

@@ -43,3 +43,21 @@ def reciprocal(scale_G1: Tensor) -> Tensor:
     """1 / scale; 0 where the scale is so small that its reciprocal is infinite (its half is 0 then)."""
     inverse = scale_G1.reciprocal()
     return torch.where(inverse.isfinite(), inverse, 0.0)
+
+
+def read_pairs(bytes_GK: Tensor, width: int) -> Tensor:
+    """2-bit numbers [G, 4K]: of every `width` bytes the lowest pairs, then the next ones.
+
+    Args:
+        bytes_GK: K a multiple of `width`.
+        width: bytes whose pairs belong together.
+    """
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=bytes_GK.device).reshape(4, 1)
+    return ((bytes_GK.reshape(len(bytes_GK), -1, 1, width) >> shifts) & 3).reshape(len(bytes_GK), -1)
+
+
+def pair_bytes(numbers_GS: Tensor, width: int) -> Tensor:
+    """The inverse of `read_pairs`, for numbers below 4."""
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=numbers_GS.device).reshape(4, 1)
+    pairs = numbers_GS.reshape(len(numbers_GS), -1, 4, width) << shifts
+    return pairs.sum(dim=2, dtype=torch.uint8).reshape(len(numbers_GS), -1)

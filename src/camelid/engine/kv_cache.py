@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from camelid.model.attention import AttentionContext, causal_attention
+from camelid.model.attention import AttentionContext, causal_attention, visible_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from camelid.model.attention import Reach
     from camelid.model.base import ModelConfig
 
 LONG = 1024
@@ -99,17 +100,27 @@ class PagedContext(AttentionContext):
         )
         """Position of each token in its own sequence, int64 [T]."""
         self._slots = _slots_to_write(spans, cache)
-        self._routes = _routes(spans, cache)
+        self._spans = spans
+        self._routes: dict[Reach | None, list[_Route]] = {None: _routes(spans, cache)}
 
-    def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float, reach: Reach | None = None
+    ) -> Tensor:
         """Write the new keys and values into their slots, then attend within each sequence, its past included."""
         keys, values = self._cache.write(layer, self._slots, k_TKD, v_TKD)
-        if len(self._routes) == 1:
-            return self._routes[0].attend(q_THD, k_TKD, v_TKD, keys, values, scale)
+        routes = self._routes.get(reach) or self._routes_within(reach)
+        if len(routes) == 1:
+            return routes[0].attend(q_THD, k_TKD, v_TKD, keys, values, scale)
         out_THD = torch.empty_like(q_THD)
-        for route in self._routes:
+        for route in routes:
             out_THD[route.rows] = route.attend(q_THD, k_TKD, v_TKD, keys, values, scale)
         return out_THD
+
+    def _routes_within(self, reach: Reach | None) -> list[_Route]:
+        """Made once per step, by the first layer with this reach."""
+        everything = all(span.sees_all(reach) for span in self._spans)
+        self._routes[reach] = self._routes[None] if everything else _routes(self._spans, self._cache, reach)
+        return self._routes[reach]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +139,10 @@ class _Span:
     @property
     def rows(self) -> slice:
         return slice(self.start, self.start + self.query_len)
+
+    def sees_all(self, reach: Reach | None) -> bool:
+        """Whether each query sees the whole of its past."""
+        return reach is None or reach.first_key(self.total - 1) <= 0
 
     def first_slot(self, block_size: int) -> int | None:
         """The slot of position 0 if the sequence lies in one piece, else None."""
@@ -199,13 +214,21 @@ def _slots_to_write(spans: list[_Span], cache: PagedKVCache) -> slice | Tensor:
     return torch.tensor(slots, dtype=torch.int64, device=cache.device)
 
 
-def _routes(spans: list[_Span], cache: PagedKVCache) -> list[_Route]:
+def _routes(spans: list[_Span], cache: PagedKVCache, reach: Reach | None = None) -> list[_Route]:
     longest = LONG if cache.device.type == "cpu" else math.inf
-    together = [span for span in spans if span.query_len == 1 and span.cached_len > 0 and span.total < longest]
+    together = [
+        span
+        for span in spans
+        if span.query_len == 1 and span.cached_len > 0 and span.total < longest and span.sees_all(reach)
+    ]
     if len(together) < 2:
         together = []
     grouped = {span.start for span in together}
-    routes: list[_Route] = [_alone(span, cache) for span in spans if span.start not in grouped]
+    routes: list[_Route] = [
+        _alone(span, cache) if reach is None or span.sees_all(reach) else _within(reach, span, cache)
+        for span in spans
+        if span.start not in grouped
+    ]
     if together:
         routes.append(_decoded(together, cache))
     return routes
@@ -222,6 +245,17 @@ def _alone(span: _Span, cache: PagedKVCache) -> _Route:
     if first is not None:
         return _Continued(span.rows, slice(first, first + span.total), mask)
     return _Continued(span.rows, _slots_to_read([span], cache)[0, : span.total], mask)
+
+
+def _within(reach: Reach, span: _Span, cache: PagedKVCache) -> _Continued:
+    """A sequence that sees less than its past reads from the first key that any of its queries sees."""
+    queries = range(span.cached_len, span.total)
+    first_key = max(reach.first_key(queries.start), 0)
+    mask = visible_keys(queries, first_key, reach, cache.device) if len(queries) > 1 else None
+    first = span.first_slot(cache.block_size)
+    if first is not None:
+        return _Continued(span.rows, slice(first + first_key, first + span.total), mask)
+    return _Continued(span.rows, _slots_to_read([span], cache)[0, first_key : span.total], mask)
 
 
 def _decoded(spans: list[_Span], cache: PagedKVCache) -> _Decoded:

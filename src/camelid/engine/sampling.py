@@ -54,8 +54,7 @@ def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[int | None]:
         )
         scores_BV = scores_BV.masked_fill(scores_BV < thresholds_B[:, None], -math.inf)
         places = [(sequences[row].seed, sequences[row].num_generated) for row in drawing]
-        noise_BV = gumbel_noise(places, scores_BV.shape[1], scores_BV.device)
-        for row, token in zip(drawing, draw(scores_BV, noise_BV), strict=True):
+        for row, token in zip(drawing, draw(scores_BV, places), strict=True):
             tokens[row] = token
     return [token if ok else None for token, ok in zip(tokens, usable, strict=True)]
 
@@ -144,35 +143,50 @@ def min_p_threshold(scores_BV: Tensor, min_p: Rows[float]) -> Tensor:
     return scores_BV.amax(dim=-1) + scores_BV.new_tensor([math.log(p) if p > 0 else -math.inf for p in min_p])
 
 
-def draw(scores_BV: Tensor, noise_BV: Tensor) -> list[int]:
+def draw(scores_BV: Tensor, places: Rows[tuple[int, int]]) -> list[int]:
     """A token of each row's softmax: the one with the greatest sum of score and Gumbel noise (Gumbel 1954).
 
     Rounding that depends on the batch moves a score by some 1e-5, and the greatest sum changes hands about as rarely.
     (Inverting the cumulative distribution adds up the roundings of the whole vocabulary: of eight replies of 60 tokens
     from SmolLM2-135M at temperature 1, one or two came out otherwise alone than in a batch.)
+
+    Args:
+        scores_BV: -inf where a filter dropped the token.
+        places: (seed, position in the reply) of each row, which name its noise.
     """
-    tokens: list[int] = (scores_BV + noise_BV).argmax(dim=-1).tolist()
+    num_kept = int((scores_BV > -math.inf).sum(dim=-1).max())
+    kept_BC, tokens_BC = scores_BV, torch.arange(scores_BV.shape[1], device=scores_BV.device)[None]
+    if num_kept <= NUM_CANDIDATES:
+        # A token's noise hangs on nothing but its place and number: what was dropped needs none. For 32,000 tokens and
+        # 64 rows it takes 57 ms, four times as long as a step of a 15M model.
+        kept_BC, tokens_BC = scores_BV.topk(num_kept, dim=-1)
+    winners_B1 = (kept_BC + gumbel_noise(places, tokens_BC)).argmax(dim=-1, keepdim=True)
+    tokens: list[int] = tokens_BC.expand(len(places), -1).gather(1, winners_B1)[:, 0].tolist()
     return tokens
 
 
-def gumbel_noise(places: Rows[tuple[int, int]], vocab_size: int, device: torch.device) -> Tensor:
-    """Standard Gumbel noise for every token at each place (seed, position in the reply): float64 [B, V].
+def gumbel_noise(places: Rows[tuple[int, int]], tokens_BC: Tensor) -> Tensor:
+    """Standard Gumbel noise for some tokens at each place (seed, position in the reply): float64 [B, C].
 
     A mixed counter, as counter-based generators are built (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1,
     2, 3"): there is no state to keep, restore or share, so a preempted or batched sequence draws what it would alone.
     The mixing is SplitMix64's (Steele et al. 2014, "Fast Splittable Pseudorandom Number Generators", Fig. 14).
+
+    Args:
+        places: one per row.
+        tokens_BC: int64 token ids; a single row stands for all.
     """
     keys = [
         hashlib.blake2b(position.to_bytes(8, "little"), digest_size=8, key=seed.to_bytes(8, "little")).digest()
         for seed, position in places
     ]
-    keys_B1 = torch.tensor([int.from_bytes(key, "little", signed=True) for key in keys], device=device)[:, None]
-    bits_BV = keys_B1 + torch.arange(1, vocab_size + 1, device=device) * _signed(0x9E3779B97F4A7C15)
-    bits_BV = (bits_BV ^ _shifted(bits_BV, 30)) * _signed(0xBF58476D1CE4E5B9)
-    bits_BV = (bits_BV ^ _shifted(bits_BV, 27)) * _signed(0x94D049BB133111EB)
-    bits_BV = bits_BV ^ _shifted(bits_BV, 31)
-    uniform_BV = (_shifted(bits_BV, 12).double() + 0.5) * 2**-52
-    return -(-uniform_BV.log()).log()
+    keys_B = torch.tensor([int.from_bytes(key, "little", signed=True) for key in keys], device=tokens_BC.device)
+    bits_BC = keys_B[:, None] + (tokens_BC + 1) * _signed(0x9E3779B97F4A7C15)
+    bits_BC = (bits_BC ^ _shifted(bits_BC, 30)) * _signed(0xBF58476D1CE4E5B9)
+    bits_BC = (bits_BC ^ _shifted(bits_BC, 27)) * _signed(0x94D049BB133111EB)
+    bits_BC = bits_BC ^ _shifted(bits_BC, 31)
+    uniform_BC = (_shifted(bits_BC, 12).double() + 0.5) * 2**-52
+    return -(-uniform_BC.log()).log()
 
 
 def _shifted(bits: Tensor, count: int) -> Tensor:

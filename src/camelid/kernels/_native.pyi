@@ -19,3 +19,65 @@ def matmul(
     num_threads: int,
     /,
 ) -> None: ...
+def attention_dim_factors() -> dict[str, int]:
+    """The instruction sets that have attention kernels, and what a head's dimension must be a multiple of."""
+
+def attention(
+    instruction_set: str,
+    starts: int,
+    sizes: tuple[int, int, int, int],
+    scale: float,
+    q: tuple[int, int],
+    k: tuple[int, int],
+    v: tuple[int, int],
+    out: tuple[int, int],
+    num_threads: int,
+    /,
+) -> None: ...
+def attention_gradients(
+    instruction_set: str,
+    starts: int,
+    sizes: tuple[int, int, int, int],
+    scale: float,
+    q: tuple[int, int],
+    k: tuple[int, int],
+    v: tuple[int, int],
+    out_grad: tuple[int, int],
+    q_grad: tuple[int, int],
+    k_grad: tuple[int, int],
+    v_grad: tuple[int, int],
+    num_threads: int,
+    /,
+) -> None: ...
+
+norm_rows: int
+"""Rows whose share of the gradient of a norm's weight is summed at once."""
+
+def rms_norm(
+    instruction_set: str, x: int, weight: int, eps: float, out: int, rows: int, width: int, num_threads: int, /
+) -> None: ...
+def rms_norm_gradients(
+    instruction_set: str,
+    x: int,
+    weight: int,
+    eps: float,
+    out_grad: int,
+    x_grad: int,
+    weight_grads: int,
+    rows: int,
+    width: int,
+    num_threads: int,
+    /,
+) -> None: ...
+def swiglu(instruction_set: str, gate: int, up: int, out: int, count: int, num_threads: int, /) -> None: ...
+def swiglu_gradients(
+    instruction_set: str,
+    gate: int,
+    up: int,
+    out_grad: int,
+    gate_grad: int,
+    up_grad: int,
+    count: int,
+    num_threads: int,
+    /,
+) -> None: ...

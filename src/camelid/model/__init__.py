@@ -14,6 +14,8 @@ ARCHITECTURES: Registry[type[LanguageModel]] = Registry(
     "camelid.architectures",
     {
         "llama": "camelid.model.llama:Llama",
+        "llama4_text": "camelid.model.llama4:Llama4",
+        "opt": "camelid.model.opt:OPT",
     },
 )
 """`model_type` of a `config.json` → the class that implements it."""

@@ -11,10 +11,15 @@ new tokens of one sequence, L tokens of one sequence with its cached past.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch.nn import functional as F
+
+from camelid.kernels.attention import attention_runs_on, packed_attention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,11 +27,51 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A query sees its own position and the `size` − 1 before it (Beltagy et al. 2020, arXiv 2004.05150, §3.1)."""
+
+    size: int
+
+    @overload
+    def first_key(self, position: int) -> int: ...
+    @overload
+    def first_key(self, position: Tensor) -> Tensor: ...
+    def first_key(self, position: int | Tensor) -> int | Tensor:
+        """The first position that a query sees; below 0 where it sees everything."""
+        return position - self.size + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """A sequence is cut into pieces of `size` positions; a query sees only its own piece, up to itself."""
+
+    size: int
+
+    @overload
+    def first_key(self, position: int) -> int: ...
+    @overload
+    def first_key(self, position: Tensor) -> Tensor: ...
+    def first_key(self, position: int | Tensor) -> int | Tensor:
+        """The first position that a query sees."""
+        return position // self.size * self.size
+
+    def pieces(self, length: int) -> list[int]:
+        """The lengths of a sequence's pieces."""
+        return [min(self.size, length - start) for start in range(0, length, self.size)]
+
+
+Reach = Window | Chunks
+"""How far back a query sees, where that is not to the beginning of its sequence."""
+
+
 class AttentionContext(ABC):
     """Where the T tokens of one forward pass belong."""
 
     @abstractmethod
-    def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float, reach: Reach | None = None
+    ) -> Tensor:
         """Causal attention within each sequence, its cached past included.
 
         Args:
@@ -35,6 +80,7 @@ class AttentionContext(ABC):
             k_TKD: keys, already rotated; query head h reads key/value head h // (H // K).
             v_TKD: values.
             scale: factor of the scores before the softmax.
+            reach: how far back each query sees; None: to the beginning of its sequence.
 
         Returns:
             The attended values, shaped and typed like `q_THD`.
@@ -50,20 +96,61 @@ class PackedContext(AttentionContext):
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = tuple(lengths)
+        self._pieces: dict[Chunks, PackedContext] = {}
 
     def positions(self, device: torch.device | None = None) -> Tensor:
         """Positions that start at 0 in every sequence, as int64 [T]."""
         return torch.cat([torch.arange(length, device=device) for length in self.lengths])
 
-    def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float) -> Tensor:
-        """Causal attention inside each sequence; sequences of one length share one kernel call."""
+    @cached_property
+    def _starts_N1(self) -> Tensor:
+        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int64, device="cpu")
+
+    def attend(
+        self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float, reach: Reach | None = None
+    ) -> Tensor:
+        """Causal attention inside each sequence; by torch, sequences of one length share one kernel call."""
         assert sum(self.lengths) == len(q_THD), "the sequences' lengths must sum to the tokens"
+        if reach is not None and max(self.lengths) > reach.size:
+            return self._attend_within(reach, layer, q_THD, k_TKD, v_TKD, scale)
+        if attention_runs_on(q_THD, k_TKD, v_TKD):
+            return packed_attention(q_THD, k_TKD, v_TKD, self._starts_N1, scale=scale)
         if len(set(self.lengths)) == 1:
             num_sequences = len(self.lengths)
             q, k, v = (x.view(num_sequences, -1, *x.shape[1:]) for x in (q_THD, k_TKD, v_TKD))
             return causal_attention(q, k, v, scale=scale).flatten(0, 1)
         documents = zip(*(torch.split(x, list(self.lengths)) for x in (q_THD, k_TKD, v_TKD)), strict=True)
         return torch.cat([causal_attention(q[None], k[None], v[None], scale=scale)[0] for q, k, v in documents])
+
+    def _attend_within(
+        self, reach: Reach, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scale: float
+    ) -> Tensor:
+        """Pieces of a sequence are sequences of their own; under a window, each sequence attends behind a mask."""
+        if isinstance(reach, Chunks):
+            if reach not in self._pieces:
+                pieces = [piece for length in self.lengths for piece in reach.pieces(length)]
+                self._pieces[reach] = PackedContext(pieces)
+            return self._pieces[reach].attend(layer, q_THD, k_TKD, v_TKD, scale=scale)
+        documents = zip(*(torch.split(x, list(self.lengths)) for x in (q_THD, k_TKD, v_TKD)), strict=True)
+        masks = {n: visible_keys(range(n), 0, reach, q_THD.device) for n in set(self.lengths)}
+        return torch.cat(
+            [causal_attention(q[None], k[None], v[None], scale=scale, mask=masks[len(q)])[0] for q, k, v in documents]
+        )
+
+
+def visible_keys(queries: range, first: int, reach: Reach | None, device: torch.device) -> Tensor:
+    """Which of the keys at positions `first` … the last query's own each query sees: bool [S, L].
+
+    Args:
+        queries: the positions of consecutive queries.
+        first: the position of the first key.
+        reach: how far back a query sees; None: to the first key.
+        device: where the answer is wanted.
+    """
+    queries_S1 = torch.arange(queries.start, queries.stop, device=device)[:, None]
+    keys_L = torch.arange(first, queries.stop, device=device)
+    visible_SL = keys_L <= queries_S1
+    return visible_SL if reach is None else visible_SL & (keys_L >= reach.first_key(queries_S1))
 
 
 def causal_attention(
@@ -76,8 +163,8 @@ def causal_attention(
         k_BLKD: keys.
         v_BLKD: values.
         scale: factor of the scores before the softmax.
-        mask: added to the scores, broadcast to [B, H, S, L], in place of the causal mask: for a caller that shares one
-            mask between layers, or pads.
+        mask: added to the scores, or bool and true where they count, broadcast to [B, H, S, L], in place of the causal
+            mask: for a caller that shares one mask between layers, pads, or sees less far.
 
     Returns:
         [B, S, H, D].

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from camelid.kernels.elementwise import rms_norm, swiglu, trains_natively
 from camelid.model.linear import Linear, Matrix
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_TE: Tensor) -> Tensor:
         """[T, E] → [T, E]."""
+        if trains_natively(x_TE, self.weight):
+            return rms_norm(x_TE, self.weight, self.eps)
         return F.rms_norm(x_TE.float(), self.weight.shape, eps=self.eps).to(x_TE.dtype) * self.weight
 
 
@@ -44,8 +47,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x_TE: Tensor) -> Tensor:
         """[T, E] → [T, E]."""
-        gate_TF = F.silu(self.gate_proj(x_TE))
-        down_TE: Tensor = self.down_proj(gate_TF * self.up_proj(x_TE))
+        gate_TF, up_TF = self.gate_proj(x_TE), self.up_proj(x_TE)
+        product_TF = swiglu(gate_TF, up_TF) if trains_natively(gate_TF, up_TF) else F.silu(gate_TF) * up_TF
+        down_TE: Tensor = self.down_proj(product_TF)
         return down_TE
 
 

@@ -2,37 +2,28 @@
 
     PRESETS["llama-3.1-8b"].config.num_parameters
 
+OPT and Galactica, which came before them, are in `camelid.model.opt_presets`.
+
 Sources: LLaMA, arXiv 2302.13971, Table 2; Llama 2, 2307.09288, Table 1; Code Llama, 2308.12950, §2; Llama 3,
 2407.21783, Table 3; the `params.json` files and model cards of the releases. Where sources disagree:
 
 - LLaMA 1's norm epsilon is 1e-6 up to 33B and 1e-5 at 65B in the released `params.json`; the code's default is 1e-5.
 - Llama 3.2's rotary factor is 32; Meta's reference code states 8 for all releases.
 - Code Llama 70B: the Python and Instruct variants had no long-context stage. They are not listed: read their config.
+- Llama 4 Scout's rotary factor is 16 with both frequency factors 1, as in Meta's code; a converter without these keys
+  writes 8, 1 and 4. Counts are those of the text part.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
+from camelid.model.llama4_config import Llama4Config
 from camelid.model.llama_config import LlamaConfig
+from camelid.model.opt_presets import OPT_PRESETS
+from camelid.model.preset import Preset, family
 from camelid.model.rope import Llama3Rope, RopeParameters
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """A shape that a model was released in."""
-
-    name: str
-    config: LlamaConfig
-    family: str
-    release: str
-    """Year and month."""
-    licence: str
-    """Of the released weights; a shape is free."""
-    hub_id: str | None = None
-    """Where the weights were published; None: not under one name that anybody can open."""
-
 
 LLAMA_1_LICENCE = "LLaMA non-commercial research licence"
 LLAMA_2_LICENCE = "Llama 2 Community License"
@@ -40,6 +31,7 @@ LLAMA_3_LICENCE = "Meta Llama 3 Community License"
 LLAMA_3_1_LICENCE = "Llama 3.1 Community License"
 LLAMA_3_2_LICENCE = "Llama 3.2 Community License"
 LLAMA_3_3_LICENCE = "Llama 3.3 Community License"
+LLAMA_4_LICENCE = "Llama 4 Community License"
 
 PLAIN_7B: Final = LlamaConfig(
     vocab_size=32000,
@@ -134,6 +126,47 @@ LLAMA_3_2_1B: Final = replace(
 LLAMA_3_2_3B: Final = replace(
     LLAMA_3_2_1B, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128
 )
+LLAMA_4_SCOUT: Final = Llama4Config(
+    vocab_size=202048,
+    hidden_size=5120,
+    intermediate_size=8192,
+    intermediate_size_mlp=16384,
+    num_hidden_layers=48,
+    num_attention_heads=40,
+    num_key_value_heads=8,
+    head_dim=128,
+    num_local_experts=16,
+    max_position_embeddings=262144,
+    rope_parameters=Llama3Rope(
+        rope_theta=500_000.0,
+        factor=16.0,
+        low_freq_factor=1.0,
+        high_freq_factor=1.0,
+        original_max_position_embeddings=8192,
+    ),
+    bos_token_id=200000,
+    eos_token_id=(200001, 200007, 200008),
+    pad_token_id=200018,
+    dtype="bfloat16",
+)
+LLAMA_4_MAVERICK: Final = Llama4Config(
+    vocab_size=202048,
+    hidden_size=5120,
+    intermediate_size=8192,
+    intermediate_size_mlp=16384,
+    num_hidden_layers=48,
+    num_attention_heads=40,
+    num_key_value_heads=8,
+    head_dim=128,
+    num_local_experts=128,
+    interleave_moe_layer_step=2,
+    use_qk_norm=False,
+    max_position_embeddings=1048576,
+    bos_token_id=200000,
+    eos_token_id=(200001, 200007, 200008),
+    pad_token_id=200018,
+    dtype="bfloat16",
+)
 STORIES_15M: Final = LlamaConfig(
     vocab_size=32000,
     hidden_size=288,
@@ -154,6 +187,18 @@ STORIES_110M: Final = replace(
     head_dim=64,
     max_position_embeddings=1024,
 )
+CRIA: Final = LlamaConfig(
+    vocab_size=4096,
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=6,
+    num_attention_heads=6,
+    max_position_embeddings=512,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+)
+"""The model that recipes/cria.toml raises."""
+
 SMOLLM2_135M: Final = LlamaConfig(
     vocab_size=49152,
     hidden_size=576,
@@ -170,26 +215,18 @@ SMOLLM2_135M: Final = LlamaConfig(
 )
 
 
-def _family(
-    family: str, release: str, licence: str, members: dict[str, tuple[LlamaConfig, str | None]]
-) -> dict[str, Preset]:
-    return {
-        name: Preset(name=name, config=config, family=family, release=release, licence=licence, hub_id=hub_id)
-        for name, (config, hub_id) in members.items()
-    }
-
-
 PRESETS: dict[str, Preset] = {
-    **_family(
+    **family(
         "Stories",
         "2023-07",
         "MIT",
         {"stories15m": (STORIES_15M, None), "stories110m": (STORIES_110M, None)},
     ),
-    **_family(
+    **family("cria", "2026-11", "Apache-2.0", {"cria": (CRIA, None)}),
+    **family(
         "SmolLM2", "2024-11", "Apache-2.0", {"smollm2-135m": (SMOLLM2_135M, "HuggingFaceTB/SmolLM2-135M-Instruct")}
     ),
-    **_family(
+    **family(
         "LLaMA",
         "2023-02",
         LLAMA_1_LICENCE,
@@ -200,7 +237,7 @@ PRESETS: dict[str, Preset] = {
             "llama-65b": (PLAIN_65B, None),
         },
     ),
-    **_family(
+    **family(
         "Llama 2",
         "2023-07",
         LLAMA_2_LICENCE,
@@ -210,7 +247,7 @@ PRESETS: dict[str, Preset] = {
             "llama-2-70b": (LLAMA_2_70B, "meta-llama/Llama-2-70b-hf"),
         },
     ),
-    **_family(
+    **family(
         "Code Llama",
         "2023-08",
         LLAMA_2_LICENCE,
@@ -226,7 +263,7 @@ PRESETS: dict[str, Preset] = {
             "codellama-70b": (_code(LLAMA_2_70B, 32016), "codellama/CodeLlama-70b-hf"),
         },
     ),
-    **_family(
+    **family(
         "Llama 3",
         "2024-04",
         LLAMA_3_LICENCE,
@@ -235,7 +272,7 @@ PRESETS: dict[str, Preset] = {
             "llama-3-70b": (LLAMA_3_70B, "meta-llama/Meta-Llama-3-70B"),
         },
     ),
-    **_family(
+    **family(
         "Llama 3.1",
         "2024-07",
         LLAMA_3_1_LICENCE,
@@ -245,7 +282,7 @@ PRESETS: dict[str, Preset] = {
             "llama-3.1-405b": (LLAMA_3_1_405B, "meta-llama/Llama-3.1-405B"),
         },
     ),
-    **_family(
+    **family(
         "Llama 3.2",
         "2024-09",
         LLAMA_3_2_LICENCE,
@@ -254,11 +291,25 @@ PRESETS: dict[str, Preset] = {
             "llama-3.2-3b": (LLAMA_3_2_3B, "meta-llama/Llama-3.2-3B"),
         },
     ),
-    **_family(
+    **family(
         "Llama 3.3",
         "2024-12",
         LLAMA_3_3_LICENCE,
         {"llama-3.3-70b": (LLAMA_3_1_70B, "meta-llama/Llama-3.3-70B-Instruct")},
     ),
+    **family(
+        "Llama 4",
+        "2025-04",
+        LLAMA_4_LICENCE,
+        {
+            "llama-4-scout": (LLAMA_4_SCOUT, "meta-llama/Llama-4-Scout-17B-16E"),
+            "llama-4-scout-instruct": (
+                replace(LLAMA_4_SCOUT, max_position_embeddings=10485760),
+                "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+            ),
+            "llama-4-maverick": (LLAMA_4_MAVERICK, "meta-llama/Llama-4-Maverick-17B-128E"),
+        },
+    ),
+    **OPT_PRESETS,
 }
 """Name → preset, from the oldest release to the newest within a family, small ones first."""

@@ -81,7 +81,10 @@ class LinearRope(RopeParameters):
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Rope(RopeParameters):
-    """Llama 3.1's: slow turns are divided by the factor, fast ones kept, those between blended."""
+    """Llama 3.1's: slow turns are divided by the factor, fast ones kept, those between blended.
+
+    With both frequency factors equal, as in Llama 4 Scout, nothing is between.
+    """
 
     rope_type: ClassVar[str] = "llama3"
 
@@ -95,9 +98,10 @@ class Llama3Rope(RopeParameters):
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
             require_number(name, getattr(self, name), above=0, at_most=1e6)
         require_count("original_max_position_embeddings", self.original_max_position_embeddings)
-        if self.high_freq_factor <= self.low_freq_factor:
+        if self.high_freq_factor < self.low_freq_factor:
             raise ConfigError(
-                f"high_freq_factor ({self.high_freq_factor}) must be above low_freq_factor ({self.low_freq_factor})",
+                f"high_freq_factor ({self.high_freq_factor}) must not be below low_freq_factor "
+                f"({self.low_freq_factor})",
                 where="rope_scaling",
             )
 
@@ -112,9 +116,11 @@ class Llama3Rope(RopeParameters):
         plain = super().frequencies(head_dim)
         wavelengths = 2 * math.pi / plain
         original, low, high = self.original_max_position_embeddings, self.low_freq_factor, self.high_freq_factor
+        slow, fast = wavelengths > original / low, wavelengths < original / high
+        if low == high:
+            return torch.where(slow, plain / self.factor, plain)
         smooth = (original / wavelengths - low) / (high - low)
         blended = (1 - smooth) * plain / self.factor + smooth * plain
-        slow, fast = wavelengths > original / low, wavelengths < original / high
         return torch.where(slow, plain / self.factor, torch.where(fast, plain, blended))
 
 

@@ -1,6 +1,7 @@
 """Rotary position embeddings in Hugging Face's layout: dimension i of a head forms a pair with dimension i + D/2.
 
-Meta's own files pair 2i with 2i + 1 instead; reading them permutes the rows of the query and key projections.
+Meta's own files pair 2i with 2i + 1 instead; reading them permutes the rows of the query and key projections. Llama 4
+alone keeps Meta's pairs in Hugging Face's folders too.
 
 Shape suffixes: T tokens, N heads (of queries, of keys, or both), D head dimension.
 """
@@ -31,6 +32,17 @@ class Rotation(NamedTuple):
         return (x_TND * self.cos_T1D).addcmul_(other_of_pair, self.sin_T1D).to(x_TND.dtype)
 
 
+class AdjacentRotation(Rotation):
+    """The same for pairs (2i, 2i + 1)."""
+
+    __slots__ = ()
+
+    def apply(self, x_TND: Tensor) -> Tensor:
+        """Turn every head's pairs, in fp32, returned in x's dtype."""
+        other_of_pair = x_TND.reshape(*x_TND.shape[:-1], -1, 2).flip(-1).flatten(-2)
+        return (x_TND * self.cos_T1D).addcmul_(other_of_pair, self.sin_T1D).to(x_TND.dtype)
+
+
 class RotaryEmbedding:
     """The angles of positions.
 
@@ -48,8 +60,21 @@ class RotaryEmbedding:
 
     def __call__(self, positions_T: Tensor) -> Rotation:
         """The rotation of tokens at these positions."""
+        cos, sin = self._cos_and_sin(positions_T)
+        return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+
+    def _cos_and_sin(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every pair's angle: fp32 [T, 1, D/2] each."""
         if self._frequencies.device != positions_T.device:
             self._frequencies = self._frequencies.to(positions_T.device)
         angles = positions_T[:, None, None].float() * self._frequencies
-        cos, sin = angles.cos() * self._amplitude, angles.sin() * self._amplitude
-        return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+        return angles.cos() * self._amplitude, angles.sin() * self._amplitude
+
+
+class AdjacentRotaryEmbedding(RotaryEmbedding):
+    """The angles of positions for heads whose pairs are (2i, 2i + 1)."""
+
+    def __call__(self, positions_T: Tensor) -> AdjacentRotation:
+        """The rotation of tokens at these positions."""
+        cos, sin = self._cos_and_sin(positions_T)
+        return AdjacentRotation(cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2))

@@ -11,6 +11,7 @@ from camelid.tokenizer.byte_pairs import BytePairModel, unspell
 from camelid.tokenizer.huggingface import special_tokens
 from camelid.tokenizer.merge_proof import rank_order
 from camelid.tokenizer.split_patterns import known_pattern
+from camelid.tokenizer.vocab_and_merges import definition_of, is_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ def load_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json, with the control tokens that the files beside it declare.
 
     Args:
-        data: the file's content.
+        data: the file's content; that of a vocab.json with a merges.txt beside it counts too.
         path: the file; its folder may hold tokenizer_config.json and the like.
 
     Raises:
@@ -37,11 +38,14 @@ def load_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
         definition = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"this is no JSON: {error}", where=path) from error
+    if is_vocabulary(definition, path):
+        definition = definition_of(definition, path)
+        text = json.dumps(definition, ensure_ascii=False)
     if not isinstance(definition, dict) or not isinstance(definition.get("model"), dict):
         raise TokenizerError(
             "this JSON is no tokenizer.json: it has no 'model'",
             where=path,
-            hint="a vocab.json with its merges.txt must be saved as tokenizer.json first",
+            hint="a vocab.json needs its merges.txt beside it",
         )
     try:
         added = _added_tokens(definition)
@@ -55,6 +59,12 @@ def load_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise TokenizerError(f"this tokenizer.json is broken: {error!r}", where=path) from error
     return tokenizer or on_library(text, special, path)
+
+
+def byte_pair_model(text: str) -> BytePairModel | None:
+    """What a tokenizer.json's text defines, if that is a plain byte-level BPE with one of `split_patterns`."""
+    definition = json.loads(text)
+    return _byte_pairs(definition, _vocabulary(definition["model"]), _added_tokens(definition))
 
 
 def on_tiktoken(model: BytePairModel, special: SpecialTokens, tokenizer_json: Callable[[], str]) -> Tokenizer | None:

@@ -42,7 +42,7 @@ def special_tokens(
     }
     for role in _ROLES:
         for name, settings in by_name.items():
-            content = _content(settings.get(f"{role}_token"))
+            content = content_of(settings.get(f"{role}_token"))
             if content is None:
                 continue
             if content in vocab:
@@ -105,7 +105,7 @@ def tokenizer_config(special: SpecialTokens) -> dict[str, Any]:
     }
 
 
-def _content(token: object) -> str | None:
+def content_of(token: object) -> str | None:
     """A token as the files spell it: a string, or an object with its content."""
     if isinstance(token, dict):
         token = token.get("content")

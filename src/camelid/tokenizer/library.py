@@ -75,6 +75,11 @@ class LibraryTokenizer(Tokenizer):
         """Write tokenizer.json as it was read, and tokenizer_config.json."""
         save_files(folder, self.special, {"tokenizer.json": self._text.encode()})
 
+    @property
+    def definition(self) -> str:
+        """The text of the tokenizer.json."""
+        return self._text
+
     @cached_property
     def _library_with_special(self) -> tokenizers.Tokenizer:
         library = open_library(self._text, self.special, "tokenizer.json")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from camelid.tokenizer.base import Tokenizer
 
 _TIKTOKEN_LINE: Final = re.compile(rb"\s*[A-Za-z0-9+/]+={0,2} \d+\s*(\n|$)")
-_IN_A_FOLDER: Final = ("tokenizer.json", "tokenizer.model")
+_IN_A_FOLDER: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -23,7 +23,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     tokenizer.encode("Hello world") == [9906, 1917]
 
     Args:
-        path: a tokenizer.json, a SentencePiece or tiktoken tokenizer.model, a GGUF file, or a folder that holds one.
+        path: a tokenizer.json, a SentencePiece or tiktoken tokenizer.model, a vocab.json with its merges.txt as GPT-2
+            and OPT have them, a GGUF file, or a folder that holds one.
             In a folder tokenizer.json comes first, as in transformers.
 
     Raises:

@@ -93,6 +93,16 @@ class SentencePieceTokenizer(Tokenizer):
             )
 
     @property
+    def model(self) -> SentencePieceModel:
+        """The vocabulary, and how it treats spaces."""
+        return self._model
+
+    @property
+    def file(self) -> bytes:
+        """The content of a `tokenizer.model`: the one it was read from, where that says the same."""
+        return self._data
+
+    @property
     def vocab_size(self) -> int:
         """The number of pieces."""
         return len(self._bytes)

@@ -95,6 +95,11 @@ class TiktokenBPE(Tokenizer):
         """Write tokenizer.json and tokenizer_config.json."""
         save_files(folder, self.special, {"tokenizer.json": self._tokenizer_json().encode()})
 
+    @property
+    def definition(self) -> str:
+        """The same vocabulary as the text of a tokenizer.json."""
+        return self._tokenizer_json()
+
     def _encode_ordinary(self, text: str) -> list[int]:
         if self._reference_chunks:
             return [token_id for chunk in reference_chunks(text) for token_id in self._encoding.encode_ordinary(chunk)]

@@ -7,15 +7,9 @@ tokenizer.save(Path("my-tokenizer"))
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pydantic import Field
-
-from camelid.base.errors import NotFoundError, TokenizerError
-from camelid.base.progress import progress
-from camelid.base.recipe import Recipe
+from camelid.base.errors import TokenizerError
 from camelid.tokenizer.added_tokens import AddedToken
 from camelid.tokenizer.base import SpecialTokens
 from camelid.tokenizer.byte_pairs import BYTE_ALPHABET, BytePairModel, tokenizer_json
@@ -23,7 +17,7 @@ from camelid.tokenizer.hf_json import on_library, on_tiktoken
 from camelid.tokenizer.split_patterns import LLAMA3
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     import tokenizers
 
@@ -42,48 +36,6 @@ SPECIAL_TOKENS: Final = (
     *(f"<|reserved_special_token_{i}|>" for i in range(7)),
 )
 """Llama 3's control tokens; of the 246 reserved ones only seven, as each is a row of a small model's embedding."""
-
-_BLOCK_LENGTH: Final = 1_000_000
-"""Characters that are read from a file at once."""
-
-
-class TokenizerRecipe(Recipe):
-    """The settings of `camelid tokenizer train`."""
-
-    inputs: tuple[str, ...] = Field(min_length=1)
-    """UTF-8 text files, as paths or glob patterns."""
-    output: Path
-    """The folder that gets tokenizer.json and tokenizer_config.json."""
-    vocab_size: int = Field(default=32_768, gt=0, le=2**20)
-    """Tokens in all: 256 bytes, merges and control tokens."""
-    min_frequency: int = Field(default=2, ge=1)
-    """How often a pair must occur to be merged."""
-    special_tokens: tuple[str, ...] = SPECIAL_TOKENS
-    """Control tokens; they get the last ids."""
-
-
-def train_from_recipe(recipe: TokenizerRecipe) -> Path:
-    """Train from files and save; the folder that was written.
-
-    Raises:
-        NotFoundError: an input matches no file.
-        TokenizerError: a file is not UTF-8, or the settings allow no vocabulary.
-    """
-    files = _files(recipe.inputs)
-    tokenizer = train_tokenizer(
-        _texts(files),
-        recipe.vocab_size,
-        special_tokens=recipe.special_tokens,
-        min_frequency=recipe.min_frequency,
-    )
-    if tokenizer.vocab_size < recipe.vocab_size:
-        print(
-            f"warning: the text gave only {tokenizer.vocab_size} of {recipe.vocab_size} tokens\n"
-            "hint: more text, or a lower min_frequency, gives more",
-            file=sys.stderr,
-        )
-    tokenizer.save(recipe.output)
-    return recipe.output
 
 
 def train_tokenizer(
@@ -156,31 +108,3 @@ def _with_control_tokens(learner: tokenizers.Tokenizer, special_tokens: Sequence
     )
     text = tokenizer_json(model, special)
     return on_tiktoken(model, special, lambda: text) or on_library(text, special, "the trained vocabulary")
-
-
-def _files(inputs: Sequence[str]) -> list[Path]:
-    """Every file that the patterns match, each once, in an order that does not depend on the file system."""
-    found: dict[Path, None] = {}
-    for pattern in inputs:
-        path = Path(pattern).expanduser()
-        below = Path(path.anchor)
-        matches = [path] if path.exists() else sorted(below.glob(str(path.relative_to(below))))
-        files = [match for match in matches if match.is_file()]
-        if not files:
-            raise NotFoundError(f"no file matches '{pattern}'", where="inputs")
-        found |= dict.fromkeys(files)
-    return list(found)
-
-
-def _texts(files: Sequence[Path]) -> Iterator[str]:
-    """The files' text in blocks that end with a line."""
-    with progress("reading text", total=sum(path.stat().st_size for path in files)) as bar:
-        for path in files:
-            try:
-                with path.open(encoding="utf-8", newline="") as file:
-                    while lines := file.readlines(_BLOCK_LENGTH):
-                        block = "".join(lines)
-                        bar.advance(len(block.encode()))
-                        yield block
-            except UnicodeDecodeError as error:
-                raise TokenizerError(f"this text is not UTF-8: {error.reason}", where=path) from error

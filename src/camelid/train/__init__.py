@@ -1,7 +1,9 @@
 """Training: one trainer for pretraining and everything after it, resumable to the same bits.
 
+from camelid.train.pretrain import PretrainRecipe, pretrain
+
 recipe = load_recipe(PretrainRecipe, Path("recipes/small.toml"))
-pretrain(recipe, batches, Path("runs/small"))
+pretrain(recipe, Path("runs/small"))
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from camelid.base.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from camelid.base.errors import TrainingError
-    from camelid.train.pretrain import PretrainRecipe, pretrain
+    from camelid.train.pretrain import PretrainRecipe
     from camelid.train.settings import TrainSettings
     from camelid.train.trainer import Trainer
 
-__all__ = ["PretrainRecipe", "TrainSettings", "Trainer", "TrainingError", "pretrain"]
+__all__ = ["PretrainRecipe", "TrainSettings", "Trainer", "TrainingError"]
+# The function `pretrain` is not among them: the package has a module of that name.
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
@@ -25,6 +28,5 @@ __getattr__, __dir__ = lazy_exports(
         "TrainSettings": "camelid.train.settings",
         "Trainer": "camelid.train.trainer",
         "TrainingError": "camelid.base.errors",
-        "pretrain": "camelid.train.pretrain",
     },
 )

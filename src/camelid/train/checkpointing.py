@@ -17,7 +17,7 @@ import logging
 import re
 import shutil
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,6 +59,18 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class Companions:
+    """What is written beside the weights, so that the model folder serves as it is."""
+
+    tokenizer: Tokenizer | None = None
+    chat_template: str | None = None
+    """The Jinja text; a model that has one answers conversations."""
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    """Facts about the origin."""
+
+
 class CheckpointFolder:
     """The checkpoints of one run.
 
@@ -77,15 +89,7 @@ class CheckpointFolder:
         """Where the checkpoint of a step lies, once it does."""
         return self.folder / f"step-{step:08d}"
 
-    def save(
-        self,
-        step: int,
-        model: LanguageModel,
-        optimizer: Optimizer,
-        *,
-        tokenizer: Tokenizer | None = None,
-        lineage: Mapping[str, Any] | None = None,
-    ) -> Path:
+    def save(self, step: int, model: LanguageModel, optimizer: Optimizer, companions: Companions) -> Path:
         """Write the checkpoint of a step; older ones go only after it stands.
 
         Raises:
@@ -96,7 +100,14 @@ class CheckpointFolder:
         num_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *state.values()))
         check_free_space(path, num_bytes + (64 << 20))
         with atomic_folder(path) as new:
-            save_huggingface(model, new / MODEL, tokenizer=tokenizer, lineage={**(lineage or {}), "step": step})
+            save_huggingface(
+                model,
+                new / MODEL,
+                tokenizer=companions.tokenizer,
+                chat_template=companions.chat_template,
+                generation_config=companions.generation_config,
+                lineage={**companions.lineage, "step": step},
+            )
             with (new / OPTIMIZER).open("wb") as file:
                 entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()]
                 write_safetensors(file, entries, state.__getitem__)

@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from dataclasses import asdict, dataclass, fields
-from typing import IO, TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from camelid.base.errors import FormatError
-from camelid.base.files import disk_error, write_text
+from camelid.train.records import RecordFile, read_records
 from camelid.train.tensorboard import EventFile
 
 if TYPE_CHECKING:
@@ -45,6 +42,10 @@ class StepMetrics:
     tokens_per_second: float
     mfu: float
     """Share of the matrix product ceiling measured at the start of the run."""
+    validation_loss: float | None = None
+    """Cross-entropy in nats per token on held-out data, after the update; None where it was not measured."""
+    validation_bits_per_byte: float | None = None
+    """The same in bits per UTF-8 byte."""
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float | None:
@@ -57,14 +58,11 @@ class MetricsFile:
 
     Args:
         path: the file; created if missing.
-        after_step: the step that the run goes on from: later lines, and one cut short by a kill, are dropped.
+        after_step: the step that the run goes on from: what is later is dropped.
     """
 
     def __init__(self, path: Path, after_step: int = 0) -> None:
-        self._path = path
-        kept = [metrics for metrics in read_metrics(path) if metrics.step <= after_step]
-        write_text(path, "".join(_line(metrics) for metrics in kept))
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        self._records = RecordFile(path, StepMetrics, after_step)
         self._events = EventFile(path.parent / TENSORBOARD, after_step + 1)
 
     def append(self, metrics: StepMetrics) -> None:
@@ -73,21 +71,17 @@ class MetricsFile:
         Raises:
             ResourceError: the disk is full.
         """
-        try:
-            self._file.write(_line(metrics))
-            self._file.flush()
-        except OSError as error:
-            raise disk_error(error, self._path) from error
+        self._records.append(metrics)
         scalars = {name: value for name, value in asdict(metrics).items() if name != "step" and value is not None}
         self._events.append(metrics.step, scalars)
 
     def sync(self) -> None:
         """Make sure that all lines are on disk, as before a checkpoint that presumes them."""
-        os.fsync(self._file.fileno())
+        self._records.sync()
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        self._records.close()
         self._events.close()
 
 
@@ -95,21 +89,6 @@ def read_metrics(path: Path) -> list[StepMetrics]:
     """The steps in a metrics file; none if there is no file. A last line that was cut short is left out.
 
     Raises:
-        FormatError: another line is not what this version writes.
+        FormatError: another line is not what this version or an earlier one writes.
     """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    names = {field.name for field in fields(StepMetrics)}
-    steps = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut short
-        try:
-            values = json.loads(line)
-            steps.append(StepMetrics(**{name: values[name] for name in names}))
-        except (ValueError, KeyError, TypeError) as error:
-            raise FormatError(f"not a line of metrics: {error!r}", where=f"{path}, line {number}") from error
-    return steps
-
-
-def _line(metrics: StepMetrics) -> str:
-    return json.dumps(asdict(metrics)) + "\n"
+    return read_records(path, StepMetrics)

@@ -1,40 +1,35 @@
-"""Pretraining: from a recipe and batches to a model folder, from scratch or from any checkpoint.
+"""Pretraining: from a recipe and token shards to a model folder, from scratch or from any checkpoint.
 
 recipe = load_recipe(PretrainRecipe, Path("recipes/small.toml"))
-pretrain(recipe, batches, Path("runs/small"))
+pretrain(recipe, Path("runs/small"))
 """
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from camelid.base.errors import NotFoundError, RecipeError, did_you_mean
-from camelid.base.files import write_text
+from camelid.base.errors import NotFoundError, RecipeError, TokenizerError, did_you_mean
 from camelid.base.recipe import Recipe
 from camelid.base.runtime import pick_device
 from camelid.model.llama_config import LlamaConfig
 from camelid.model.presets import PRESETS
 from camelid.model.rope import RopeParameters
+from camelid.train.run_folder import TrainingData, check_positions, lineage_of, train_in, trainable_model
 from camelid.train.settings import Count, TrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
 
-    from camelid.data.batch import BatchSource
+    from camelid.checkpoint.base import Checkpoint
+    from camelid.data.manifest import Split
     from camelid.model.base import LanguageModel
+    from camelid.model.config import ModelConfig
     from camelid.tokenizer import Tokenizer
     from camelid.train.trainer import TrainResult
-
-RECIPE = "recipe.toml"
-"""The recipe as it was validated, every default spelt out."""
 
 
 class ModelShape(Recipe):
@@ -87,7 +82,7 @@ class DataSettings(Recipe):
     """Which batches: what a batch source is built from."""
 
     shards: Path
-    """The folder of prepared token shards."""
+    """The folder that `camelid prepare` filled: token shards and their tokenizer."""
     sequence_length: Count = 1024
     batch_size: Count = 8
     """Sequences of one batch; an update takes `training.accumulation` batches."""
@@ -102,91 +97,156 @@ class PretrainRecipe(Recipe):
     device: str = "auto"
 
 
-def pretrain(
-    recipe: PretrainRecipe,
-    batches: BatchSource,
-    run_folder: Path,
-    *,
-    tokenizer: Tokenizer | None = None,
-) -> TrainResult:
+def pretrain(recipe: PretrainRecipe, run_folder: Path, *, data: TrainingData | None = None) -> TrainResult:
     """Train, or take up a run that was stopped, and write its report.
 
     Args:
         recipe: what to train and how.
-        batches: the batches that `recipe.data` describes.
         run_folder: gets the recipe, what `Trainer` writes, and `report.html`.
-        tokenizer: written beside the weights.
+        data: in place of what `recipe.data` names.
 
     Raises:
         RecipeError: the run folder belongs to another recipe, or the recipe is impossible.
+        NotFoundError: there are no shards, or no such checkpoint or preset.
+        TokenizerError: the shards hold ids of another vocabulary than the model's.
         TrainingError: training cannot go on.
     """
-    from camelid.train.report import write_report
-    from camelid.train.trainer import Trainer
+    from camelid.train.checkpointing import Companions
 
-    model = build_model(recipe, pick_device(recipe.device))
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise RecipeError(
-            f"the tokenizer has {tokenizer.vocab_size} entries and the model only {model.config.vocab_size}",
-            where="model.vocab_size",
-        )
-    trainer = Trainer(
-        model, batches, recipe.training, run_folder, tokenizer=tokenizer, lineage=lineage_of(recipe, batches)
+    data = data or open_data(recipe)
+    model, generation_config = starting_point(recipe, pick_device(recipe.device), data.tokenizer)
+    check_positions(recipe.data.sequence_length, model)
+    facts = recipe.model_dump(mode="json", exclude_none=True)
+    companions = Companions(
+        tokenizer=data.tokenizer,
+        generation_config=generation_config,
+        lineage=lineage_of(facts, data.batches, recipe.model.checkpoint),
     )
-    write_text(run_folder / RECIPE, to_toml(recipe.model_dump(mode="json", exclude_none=True)))
-    try:
-        return trainer.run()
-    finally:
-        write_report(run_folder)
+    return train_in(run_folder, facts, model, data, recipe.training, companions)
 
 
-def build_model(recipe: PretrainRecipe, device: torch.device) -> LanguageModel:
-    """The model with its weights at the start, in fp32 and in memory of its own.
+def open_data(recipe: PretrainRecipe) -> TrainingData:
+    """The shards that a recipe names, with their held-out part if they have one.
 
     Raises:
-        RecipeError: there is no such preset.
-        NotFoundError: there is no such checkpoint.
+        NotFoundError: there are no shards, or no tokenizer beside them.
+        FormatError: they are damaged or were never finished.
+        TokenizerError: the tokenizer beside them is not the one that they were made with.
+    """
+    from camelid.data.loader import PretrainBatches
+    from camelid.data.prepare import TOKENIZER
+    from camelid.data.shards import TokenShards
+    from camelid.tokenizer import load_tokenizer
+
+    choice = recipe.data
+
+    def batches(split: Split) -> PretrainBatches:
+        return PretrainBatches(
+            TokenShards(choice.shards, tokenizer, split),
+            sequence_length=choice.sequence_length,
+            batch_size=choice.batch_size,
+            seed=recipe.training.seed,
+        )
+
+    if not choice.shards.is_dir():
+        hint = "`camelid prepare` writes them"
+        raise NotFoundError("there is no folder of token shards", where=choice.shards, hint=hint)
+    tokenizer = load_tokenizer(choice.shards / TOKENIZER)
+    train = batches("train")
+    held_out = train.mixture.parts[0].shards.manifest.shards("validation")
+    return TrainingData(train, tokenizer, batches("validation") if held_out else None)
+
+
+def starting_point(
+    recipe: PretrainRecipe, device: torch.device, tokenizer: Tokenizer | None
+) -> tuple[LanguageModel, dict[str, Any]]:
+    """The model with its weights at the start, and its generation config.
+
+    Args:
+        recipe: what to start from.
+        device: where the weights are wanted.
+        tokenizer: of the data; a model from scratch takes its begin and end tokens.
+
+    Raises:
+        RecipeError: the vocabulary does not fit the model.
+        TokenizerError: the data hold ids of another vocabulary than the checkpoint's.
+        CamelidError: what `build_model` raises.
+    """
+    from camelid.checkpoint import open_checkpoint
+
+    if recipe.model.checkpoint is None:
+        model = build_model(recipe, device, tokenizer)
+        _check_vocabulary_size(tokenizer, model.config.vocab_size)
+        ends = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
+        return model, {} if tokenizer is None else {name: end for name, end in ends.items() if end is not None}
+    with closing(open_checkpoint(recipe.model.checkpoint)) as checkpoint:
+        if tokenizer is not None:
+            _check_same_vocabulary(checkpoint, tokenizer)
+        model = trainable_model(checkpoint, device)
+        _check_vocabulary_size(tokenizer, model.config.vocab_size)
+        return model, dict(checkpoint.generation_config)
+
+
+def build_model(recipe: PretrainRecipe, device: torch.device, tokenizer: Tokenizer | None = None) -> LanguageModel:
+    """The model with its weights at the start, in fp32 and in memory of its own.
+
+    Args:
+        recipe: what to build.
+        device: where the weights are wanted.
+        tokenizer: whose begin and end tokens a model from scratch takes; None: the architecture's defaults stay.
+
+    Raises:
+        NotFoundError: there is no such preset or checkpoint.
         ConfigError: the shape is impossible.
     """
-    import torch
-
-    from camelid.checkpoint import load_model, open_checkpoint
+    from camelid.checkpoint import open_checkpoint
     from camelid.model import ARCHITECTURES
 
     choice = recipe.model
     if choice.checkpoint is not None:
         with closing(open_checkpoint(choice.checkpoint)) as checkpoint:
-            model = load_model(checkpoint, device=device, dtype=torch.float32)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
-        return model
-    config = _config(choice)
+            return trainable_model(checkpoint, device)
+    config = config_from_scratch(choice)
+    if tokenizer is not None:
+        config = config.changed(bos_token_id=tokenizer.special.bos, eos_token_id=tokenizer.special.eos)
     with device:
         model = ARCHITECTURES.load(config.model_type).from_config(config)
     model.initialize(recipe.training.seed)
     return model
 
 
-def lineage_of(recipe: PretrainRecipe, batches: BatchSource) -> dict[str, Any]:
-    """The facts that tell what a model was made from; the parent's hashes come from its own lineage, if it has one."""
-    from camelid.checkpoint.lineage import LINEAGE, read_lineage
-
-    facts: dict[str, Any] = {"data": batches.fingerprint, "recipe": recipe.model_dump(mode="json")}
-    parent = recipe.model.checkpoint
-    if parent is not None and (parent / LINEAGE).is_file():
-        files = read_lineage(parent).files
-        facts["parent"] = {name: record.sha256 for name, record in files.items() if name.endswith(".safetensors")}
-    return facts
+def _check_vocabulary_size(tokenizer: Tokenizer | None, vocab_size: int) -> None:
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        raise RecipeError(
+            f"the tokenizer has {tokenizer.vocab_size} entries and the model only {vocab_size}",
+            where="model.vocab_size",
+        )
 
 
-def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
-    """Nested tables of numbers, strings and flags as TOML, which JSON spells the same way."""
-    values = "".join(f"{name} = {json.dumps(v)}\n" for name, v in table.items() if not isinstance(v, dict))
-    tables = [(f"{prefix}{name}", v) for name, v in table.items() if isinstance(v, dict)]
-    return values + "".join(f"\n[{name}]\n{to_toml(inner, f'{name}.')}" for name, inner in tables)
+def _check_same_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Refuse to train a model on ids that mean other words to it; one that came without a tokenizer is believed."""
+    from camelid.data.vocabulary import Vocabulary
+
+    try:
+        own = checkpoint.load_tokenizer()
+    except (TokenizerError, NotFoundError):
+        return
+    if Vocabulary.of(own).fingerprint != Vocabulary.of(tokenizer).fingerprint:
+        raise TokenizerError(
+            f"the data hold ids of another vocabulary (of {tokenizer.vocab_size} tokens) than the checkpoint's "
+            f"(of {own.vocab_size})",
+            where=checkpoint.path,
+            hint="prepare the shards with the checkpoint's own tokenizer",
+        )
 
 
-def _config(choice: ModelSettings) -> LlamaConfig:
+def config_from_scratch(choice: ModelSettings) -> ModelConfig:
+    """The config of a model that is trained from a preset or a shape.
+
+    Raises:
+        NotFoundError: there is no such preset.
+        ConfigError: the shape is impossible.
+    """
     if choice.shape is not None:
         return choice.shape.config()
     assert choice.preset is not None
@@ -197,5 +257,5 @@ def _config(choice: ModelSettings) -> LlamaConfig:
             where="model.preset",
             hint=did_you_mean(choice.preset, PRESETS),
         )
-    config = replace(preset.config, dtype="float32")
-    return config if choice.vocab_size is None else replace(config, vocab_size=choice.vocab_size)
+    config = preset.config.changed(dtype="float32")
+    return config if choice.vocab_size is None else config.changed(vocab_size=choice.vocab_size)

@@ -7,6 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from camelid.base.progress import progress_view
+
 if TYPE_CHECKING:
     from camelid.train.metrics import StepMetrics
 
@@ -25,17 +27,24 @@ class StepDisplay:
         self._log_every = log_every
         self._resumed_at = resumed_at
         self._started = time.monotonic()
-        self._live = sys.stderr.isatty()
+        self._view = progress_view()
+        self._live = self._view is None and sys.stderr.isatty()
         if resumed_at:
             self.say(f"going on from the checkpoint of step {resumed_at}")
 
     def show(self, metrics: StepMetrics) -> None:
         """Show one step."""
-        if self._live:
+        if self._view is not None:
+            self._view(self.line(metrics))
+        elif self._live:
             width = shutil.get_terminal_size().columns - 1
             print("\r" + self.line(metrics)[:width].ljust(width), end="", file=sys.stderr, flush=True)
         elif metrics.step % self._log_every == 0 or metrics.step in (self._resumed_at + 1, self._steps):
             print(self.line(metrics), file=sys.stderr, flush=True)
+        if metrics.validation_loss is not None:
+            bits = metrics.validation_bits_per_byte
+            per_byte = "" if bits is None else f"  {bits:.3f} bits/byte"
+            self.say(f"validation {metrics.step}/{self._steps}  loss {metrics.validation_loss:.4f}{per_byte}")
 
     def line(self, metrics: StepMetrics) -> str:
         """The state as one line."""

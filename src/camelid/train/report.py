@@ -9,19 +9,23 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from camelid.base.files import write_text
+from camelid.checkpoint.lineage import LINEAGE
 from camelid.train.metrics import METRICS, read_metrics
+from camelid.train.run_folder import RECIPE
+from camelid.train.samples import SAMPLES, read_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from camelid.train.metrics import StepMetrics
+    from camelid.train.samples import Sample
 
 REPORT = "report.html"
-RECIPE = "recipe.toml"
-LINEAGE = "lineage.json"
 MAX_POINTS = 400
 """Of one curve; longer runs show the mean of each stretch of steps."""
+MAX_SAMPLED_STEPS = 20
+"""Whose samples are shown; `samples.jsonl` has all."""
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 220, 64, 24, 8
 
 STYLE = """
@@ -30,7 +34,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.05rem; margin: 0 0 .3rem; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1.5rem; }
 svg { width: 100%; height: auto; } polyline { fill: none; stroke: #b5651d; stroke-width: 1.5; }
 line { stroke: #ddd; } text { font-size: 11px; fill: #666; }
-pre { background: #f6f4f1; padding: 1rem; overflow-x: auto; } td { padding: .1rem 1rem .1rem 0; }
+pre { background: #f6f4f1; padding: 1rem; overflow-x: auto; } td, th { padding: .1rem 1rem .1rem 0; text-align: left; }
+.samples td { vertical-align: top; white-space: pre-wrap; }
 @media (prefers-color-scheme: dark) { body { background: #1b1a19; color: #ddd; } pre { background: #262422; }
   line { stroke: #444; } text { fill: #aaa; } polyline { stroke: #e0a060; } }
 """
@@ -53,12 +58,18 @@ def write_report(run_folder: Path) -> Path:
         ResourceError: the disk is full.
     """
     path = run_folder / REPORT
-    write_text(path, render(run_folder.name, read_metrics(run_folder / METRICS), _documents(run_folder)))
+    steps, samples = read_metrics(run_folder / METRICS), read_samples(run_folder / SAMPLES)
+    write_text(path, render(run_folder.name, steps, _documents(run_folder), samples))
     return path
 
 
-def render(title: str, steps: Sequence[StepMetrics], documents: Sequence[tuple[str, str]]) -> str:
-    """The page: a summary, the curves, and documents (heading, text) shown as they are."""
+def render(
+    title: str,
+    steps: Sequence[StepMetrics],
+    documents: Sequence[tuple[str, str]],
+    samples: Sequence[Sample] = (),
+) -> str:
+    """The page: a summary, the curves, samples, and documents (heading, text) shown as they are."""
     curves = "".join(
         f"<section><h2>{escape(curve.title)}</h2>{draw(curve)}</section>" for curve in _curves(steps) if curve.points
     )
@@ -66,7 +77,7 @@ def render(title: str, steps: Sequence[StepMetrics], documents: Sequence[tuple[s
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{_summary(steps)}"
-        f'<div class="curves">{curves}</div>{texts}</body></html>\n'
+        f'<div class="curves">{curves}</div>{_samples(samples)}{texts}</body></html>\n'
     )
 
 
@@ -116,10 +127,11 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _curves(steps: Sequence[StepMetrics]) -> list[Curve]:
-    with_bits = [(s.step, s.bits_per_byte) for s in steps if s.bits_per_byte is not None]
     return [
         Curve("loss (nats per token)", [(s.step, s.loss) for s in steps]),
-        Curve("bits per byte", with_bits),
+        Curve("bits per byte", _present((s.step, s.bits_per_byte) for s in steps)),
+        Curve("validation loss (nats per token)", _present((s.step, s.validation_loss) for s in steps)),
+        Curve("validation bits per byte", _present((s.step, s.validation_bits_per_byte) for s in steps)),
         Curve("learning rate", [(s.step, s.learning_rate) for s in steps]),
         Curve("gradient norm, before clipping", [(s.step, s.gradient_norm) for s in steps]),
         Curve("tokens per second", [(s.step, s.tokens_per_second) for s in steps]),
@@ -127,21 +139,47 @@ def _curves(steps: Sequence[StepMetrics]) -> list[Curve]:
     ]
 
 
+def _present(points: Iterable[tuple[float, float | None]]) -> list[tuple[float, float]]:
+    """The points whose value is known."""
+    return [(x, y) for x, y in points if y is not None]
+
+
+def _samples(samples: Sequence[Sample]) -> str:
+    """What the model wrote at the last `MAX_SAMPLED_STEPS` steps that have samples, the newest first."""
+    if not samples:
+        return ""
+    shown = sorted({sample.step for sample in samples}, reverse=True)[:MAX_SAMPLED_STEPS]
+    rows = "".join(
+        f"<tr><td>{sample.step:,}</td><td><b>{escape(sample.prompt)}</b></td><td>{escape(sample.text)}</td></tr>"
+        for step in shown
+        for sample in samples
+        if sample.step == step
+    )
+    return f'<h2>Samples</h2><table class="samples"><tr><th>step</th><th>prompt</th><th>text</th></tr>{rows}</table>'
+
+
 def _summary(steps: Sequence[StepMetrics]) -> str:
     if not steps:
         return "<p>No step has been made.</p>"
     last = steps[-1]
     seconds, tokens = sum(s.seconds for s in steps), sum(s.tokens for s in steps)
+    held_out = [s for s in steps if s.validation_loss is not None][-1:]
     rows = {
         "steps": f"{last.step:,}",
         "tokens": f"{tokens:,}",
         "loss": f"{last.loss:.4f} nats per token",
-        "bits per byte": "not known" if last.bits_per_byte is None else f"{last.bits_per_byte:.4f}",
+        "bits per byte": _shown(last.bits_per_byte),
+        **{f"validation loss, step {s.step:,}": _shown(s.validation_loss) for s in held_out},
+        **{f"validation bits per byte, step {s.step:,}": _shown(s.validation_bits_per_byte) for s in held_out},
         "time in steps": f"{seconds:,.0f} s",
         "speed": f"{tokens / seconds:,.0f} tokens/s",
     }
     cells = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in rows.items())
     return f"<table>{cells}</table>"
+
+
+def _shown(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.4f}"
 
 
 def _documents(run_folder: Path) -> list[tuple[str, str]]:

@@ -66,6 +66,18 @@ class TrainSettings(Recipe):
     """A checkpoint at a multiple of this is never deleted; 0: none is."""
     log_every: Count = 10
     """Steps between plain lines in a log; a terminal shows every step."""
+    validate_every: CountOrZero = 0
+    """Steps between measurements on held-out data, if there is any; 0: only the last step is followed by one."""
+    validate_batches: CountOrZero = 0
+    """How many of the first held-out batches a measurement takes; 0: all."""
+    sample_every: CountOrZero = 0
+    """Steps between samples of what the model writes, the last step included; 0: none."""
+    sample_prompts: tuple[str, ...] = ()
+    """What the samples go on from; a user's messages where the model is one to chat with."""
+    sample_tokens: Count = 64
+    """Tokens of a sample at most."""
+    sample_temperature: float = Field(default=0.0, ge=0, le=10)
+    """0: the likeliest token each time."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -74,15 +86,25 @@ class TrainSettings(Recipe):
             raise ValueError("the schedule 'wsd' needs decay_steps")
         if schedule.name != "wsd" and schedule.decay_steps:
             raise ValueError(f"decay_steps means nothing to the schedule '{schedule.name}'")
-        if schedule.warmup_steps + schedule.decay_steps > self.steps:
-            raise ValueError(
-                f"warmup_steps {schedule.warmup_steps} and decay_steps {schedule.decay_steps} "
-                f"exceed the {self.steps} steps"
-            )
+        if "steps" in self.model_fields_set and (problem := self.schedule_problem()):
+            raise ValueError(problem)
+        if bool(self.sample_every) != bool(self.sample_prompts):
+            raise ValueError("sample_every and sample_prompts go together")
         if self.milestone_every % self.checkpoint_every:
             raise ValueError("milestone_every must be a multiple of checkpoint_every")
         return self
 
+    def schedule_problem(self) -> str | None:
+        """What is wrong where the schedule does not fit into the steps, which may be known only after the recipe."""
+        warmup, decay = self.schedule.warmup_steps, self.schedule.decay_steps
+        fits = warmup + decay <= self.steps
+        return None if fits else f"warmup_steps {warmup} and decay_steps {decay} exceed the {self.steps} steps"
 
-FREE_TO_CHANGE = frozenset({"checkpoint_every", "milestone_every", "log_every"})
+
+FREE_TO_CHANGE = frozenset(
+    {
+        *("checkpoint_every", "milestone_every", "log_every", "validate_every", "validate_batches"),
+        *("sample_every", "sample_prompts", "sample_tokens", "sample_temperature"),
+    }
+)
 """Settings that may differ between a checkpoint and the run that resumes from it: they leave the weights alone."""

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from camelid.plan.flops import training_flops_per_token
+from camelid.plan.workload import mean_seen
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -15,20 +18,8 @@ if TYPE_CHECKING:
 
 
 def flops_per_token(model: LanguageModel, lengths: Sequence[int]) -> float:
-    """6·P + 6·L·S·d for one token of training: P parameters, L layers, S tokens seen, d width of all heads.
-
-    6·P covers the products with the weights (one multiply and one add, forward and twice backward); an embedding that
-    is not tied is only looked up and does not count. Attention over S tokens costs 12·S·d per layer and half of it
-    under a causal mask. S is what a token of these packed sequences finds on average. Source: Chowdhery et al. 2022,
-    arXiv 2204.02311, appendix B; Kaplan et al. 2020, arXiv 2001.08361, §2.1.
-    """
-    config = model.config
-    num_multiplied = sum(parameter.numel() for parameter in model.parameters())
-    if not config.tie_word_embeddings:
-        num_multiplied -= config.vocab_size * config.hidden_size
-    mean_length = sum(length**2 for length in lengths) / max(sum(lengths), 1)
-    width = config.num_attention_heads * config.head_dim
-    return 6 * num_multiplied + 6 * config.num_hidden_layers * mean_length * width
+    """FLOPs of training on one token of these packed sequences; `training_flops_per_token` says what counts."""
+    return training_flops_per_token(model.config, mean_seen(lengths))
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:

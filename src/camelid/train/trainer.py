@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -20,26 +20,29 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from camelid.base.errors import TrainingError
-from camelid.model.attention import PackedContext
-from camelid.train.checkpointing import CheckpointFolder
+from camelid.base.errors import RecipeError, TrainingError
+from camelid.train.batch_loss import batch_loss
+from camelid.train.checkpointing import CheckpointFolder, Companions
 from camelid.train.interrupt import catch_signals
-from camelid.train.losses import chunked_cross_entropy
 from camelid.train.metrics import METRICS, MetricsFile, StepMetrics, bits_per_byte
 from camelid.train.optimizer import Optimizer
 from camelid.train.progress import StepDisplay
+from camelid.train.records import RecordFile
+from camelid.train.run_lock import RunLock
+from camelid.train.samples import SAMPLES, Sample, Sampler
 from camelid.train.schedule import learning_rate_share
 from camelid.train.settings import FREE_TO_CHANGE
 from camelid.train.throughput import flops_per_token, measured_peak
+from camelid.train.validation import held_out_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from camelid.data.batch import Batch, BatchSource
     from camelid.model.base import LanguageModel
-    from camelid.tokenizer import Tokenizer
     from camelid.train.settings import TrainSettings
+    from camelid.train.validation import ValidationSource
 
 CHECKPOINTS = "checkpoints"
 
@@ -59,20 +62,23 @@ class TrainResult:
 class Trainer:
     """Trains a model on one device.
 
-    Making it takes up the newest sound checkpoint in the run folder, if there is one.
+    Making it locks the run folder, until `run` ends or nothing refers to the trainer any more, and takes up the newest
+    sound checkpoint in it, if there is one.
 
     Args:
         model: with its weights at the start of the run, in fp32, on the device to train on.
         batches: where batch n comes from; step s takes batches s·accumulation and the following ones.
         settings: the run's settings.
-        run_folder: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
-        tokenizer: written into each checkpoint's model folder.
-        lineage: facts about the origin, for each checkpoint's `lineage.json`.
+        run_folder: gets `metrics.jsonl`, `samples.jsonl`, `tensorboard/` and `checkpoints/`.
+        validation: held-out data; None: there is none.
+        companions: what goes into each checkpoint's model folder beside the weights.
         on_step: called with each step's metrics once they are written.
 
     Raises:
-        RecipeError: the run folder holds checkpoints of a run with other settings, data or shape.
+        RecipeError: the run folder holds checkpoints of a run with other settings, data or shape, or the settings are
+            impossible.
         FormatError: none of the run folder's checkpoints verifies.
+        ResourceError: another trainer holds the run folder.
     """
 
     def __init__(
@@ -82,10 +88,12 @@ class Trainer:
         settings: TrainSettings,
         run_folder: Path,
         *,
-        tokenizer: Tokenizer | None = None,
-        lineage: Mapping[str, Any] | None = None,
+        validation: ValidationSource | None = None,
+        companions: Companions | None = None,
         on_step: Callable[[StepMetrics], None] | None = None,
     ) -> None:
+        if problem := settings.schedule_problem():
+            raise RecipeError(problem, where="training")
         self.model = model
         self.batches = batches
         self.settings = settings
@@ -93,17 +101,23 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.dtype = compute_dtype(settings.dtype, self.device)
         self.optimizer = Optimizer(model, settings.optimizer)
-        self._tokenizer = tokenizer
-        self._lineage = lineage
+        self._validation = validation
+        self._companions = companions or Companions()
         self._on_step = on_step
+        self._sampler = Sampler(model, self._companions, settings) if settings.sample_every else None
+        self._lock = RunLock(run_folder)
         self.checkpoints = CheckpointFolder(run_folder / CHECKPOINTS, self._identity(), settings.milestone_every)
         torch.manual_seed(settings.seed)
-        self.step = self.checkpoints.resume(model, self.optimizer)
+        try:
+            self.step = self.checkpoints.resume(model, self.optimizer)
+        except BaseException:
+            self._lock.close()
+            raise
         self._saved: int | None = self.step or None
         prepare_blocks(model, activation_checkpointing=settings.activation_checkpointing, compiled=settings.compile)
 
     def run(self) -> TrainResult:
-        """Train to the last step, or until Ctrl-C or SIGTERM, which finish the step and save.
+        """Train to the last step, or until Ctrl-C or SIGTERM, which finish the step and save; once.
 
         Raises:
             TrainingError: a loss or a gradient is not finite; the update was not made and the last checkpoint stands.
@@ -111,22 +125,27 @@ class Trainer:
         """
         settings, model = self.settings, self.model
         model.train()
-        peak = measured_peak(self.device, self.dtype)
-        display = StepDisplay(settings.steps, settings.log_every, resumed_at=self.step)
         with (
+            closing(self._lock),
             catch_signals() as stop,
             closing(MetricsFile(self.run_folder / METRICS, self.step)) as metrics_file,
-            closing(display),
+            closing(RecordFile(self.run_folder / SAMPLES, Sample, self.step)) as samples_file,
+            closing(StepDisplay(settings.steps, settings.log_every, resumed_at=self.step)) as display,
         ):
+            peak = measured_peak(self.device, self.dtype)
             while self.step < settings.steps and not stop.is_set():
-                metrics = self._train_step(peak)
+                metrics = self._measured(self._train_step(peak))
                 metrics_file.append(metrics)
                 display.show(metrics)
+                if self._sampler is not None and self._is_due(settings.sample_every):
+                    for sample in self._sampler.write(self.step):
+                        samples_file.append(sample)
+                        display.say(f"sample {self.step}  {sample.prompt!r} → {sample.text!r}")
                 if self._on_step is not None:
                     self._on_step(metrics)
                 if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
-                    self._save(metrics_file)
-            path = self._save(metrics_file)
+                    self._save(metrics_file, samples_file)
+            path = self._save(metrics_file, samples_file)
             if self.step < settings.steps:
                 display.say(f"stopped at step {self.step}; the same command goes on from there")
         return TrainResult(self.step, self.step == settings.steps, path)
@@ -162,37 +181,32 @@ class Trainer:
             mfu=flops / seconds / peak,
         )
 
+    def _measured(self, metrics: StepMetrics) -> StepMetrics:
+        """The metrics with the held-out loss, where it is due."""
+        if self._validation is None or not self._is_due(self.settings.validate_every):
+            return metrics
+        held_out = held_out_loss(self.model, self._validation, self.dtype, self.settings.validate_batches)
+        return replace(metrics, validation_loss=held_out.loss, validation_bits_per_byte=held_out.bits_per_byte)
+
+    def _is_due(self, every: int) -> bool:
+        """Whether what happens every so many steps, and after the last one, happens now."""
+        return self.step == self.settings.steps or (every > 0 and self.step % every == 0)
+
     def _backward(self, number: int, batch: Batch, total_weight: float) -> float:
         """Add a batch's share to the gradients; its cross-entropy, weighted and summed, in nats."""
-        ids_T, positions_T, targets_T, weights_T = (
-            torch.from_numpy(array).to(self.device, non_blocking=True)
-            for array in (batch.ids_T, batch.positions_T, batch.targets_T, batch.weights_T)
-        )
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden_TE = self.model(ids_T, positions_T, PackedContext(batch.lengths))
-        output = self.model.output_matrix
-        assert output.weight is not None, "a packed output matrix cannot be trained with"
-        sums = chunked_cross_entropy(
-            hidden_TE,
-            output.weight,
-            targets_T,
-            weights_T,
-            z_loss=self.settings.z_loss,
-            compute_dtype=self.dtype,
-        )
+        sums = batch_loss(self.model, batch, self.dtype, z_loss=self.settings.z_loss)
         nats, objective = float(sums.cross_entropy), float(sums.objective.detach())
         if not math.isfinite(objective):
             raise _not_finite("loss", objective, self.step + 1, _names([number], [batch]))
         cast("Any", sums.objective / total_weight).backward()
         return nats
 
-    def _save(self, metrics_file: MetricsFile) -> Path:
-        """The checkpoint of the current step, written unless it stands already."""
-        metrics_file.sync()
+    def _save(self, *files: MetricsFile | RecordFile[Sample]) -> Path:
+        """The checkpoint of the current step, written unless it stands already; what it presumes goes to disk first."""
+        for file in files:
+            file.sync()
         if self._saved != self.step:
-            self.checkpoints.save(
-                self.step, self.model, self.optimizer, tokenizer=self._tokenizer, lineage=self._lineage
-            )
+            self.checkpoints.save(self.step, self.model, self.optimizer, self._companions)
             self._saved = self.step
         return self.checkpoints.path(self.step)
 

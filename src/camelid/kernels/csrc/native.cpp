@@ -4,16 +4,22 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
+#include "attention.h"
 #include "block_kernels.h"
+#include "elementwise.h"
 #include "thread_pool.h"
 
 namespace nb = nanobind;
@@ -87,6 +93,112 @@ void matmul(const std::string &format, const std::string &set, std::uintptr_t x,
     });
 }
 
+// Those that this processor can run.
+std::vector<const AttentionKernels *> attention_kernels() {
+    std::vector<const AttentionKernels *> found;
+#ifdef CAMELID_X86
+    for (const InstructionSet &set : instruction_sets())
+        for (const AttentionKernels *kernels : {&kAttentionAvx512, &kAttentionAvx2})
+            if (std::string(set.name) == kernels->name) found.push_back(kernels);
+#endif
+    return found;
+}
+
+const AttentionKernels &find_attention(const std::string &set) {
+    for (const AttentionKernels *kernels : attention_kernels())
+        if (set == kernels->name) return *kernels;
+    throw nb::key_error(("attention on " + set).c_str());
+}
+
+std::map<std::string, std::size_t> attention_dim_factors() {
+    std::map<std::string, std::size_t> factors;
+    for (const AttentionKernels *kernels : attention_kernels()) factors[kernels->name] = kernels->dim_factor;
+    return factors;
+}
+
+using Address = std::pair<std::uintptr_t, std::size_t>;  // of the first row, and floats from one row to the next
+
+Rows rows_at(const Address &address) { return {reinterpret_cast<float *>(address.first), address.second}; }
+
+// num_sequences, num_heads, num_key_heads, head_dim
+using Sizes = std::tuple<std::size_t, std::size_t, std::size_t, std::size_t>;
+
+AttentionShape attention_shape(std::uintptr_t starts, const Sizes &sizes, float scale) {
+    const auto [num_sequences, num_heads, num_key_heads, head_dim] = sizes;
+    return {reinterpret_cast<const std::int64_t *>(starts), num_sequences, num_heads, num_key_heads, head_dim, scale};
+}
+
+void attention(const std::string &set, std::uintptr_t starts, const Sizes &sizes, float scale, const Address &q,
+               const Address &k, const Address &v, const Address &out, std::size_t num_threads) {
+    const AttentionKernels &kernels = find_attention(set);
+    const AttentionShape shape = attention_shape(starts, sizes, scale);
+    ThreadPool::instance().run(shape.num_tasks(), 1, num_threads, [&](std::size_t begin, std::size_t end) {
+        kernels.forward(shape, rows_at(q), rows_at(k), rows_at(v), rows_at(out), begin, end);
+    });
+}
+
+void attention_gradients(const std::string &set, std::uintptr_t starts, const Sizes &sizes, float scale,
+                         const Address &q, const Address &k, const Address &v, const Address &out_grad,
+                         const Address &q_grad, const Address &k_grad, const Address &v_grad, std::size_t num_threads) {
+    const AttentionKernels &kernels = find_attention(set);
+    const AttentionShape shape = attention_shape(starts, sizes, scale);
+    ThreadPool::instance().run(shape.num_tasks(), 1, num_threads, [&](std::size_t begin, std::size_t end) {
+        kernels.backward(shape, rows_at(q), rows_at(k), rows_at(v), rows_at(out_grad), rows_at(q_grad), rows_at(k_grad),
+                         rows_at(v_grad), begin, end);
+    });
+}
+
+// Elements that are worth sharing between threads; a multiple of every width_factor.
+constexpr std::size_t kElementsPerPiece = 16 * 1024;
+
+const ElementwiseKernels &find_elementwise(const std::string &set) {
+#ifdef CAMELID_X86
+    for (const ElementwiseKernels *kernels : {&kElementwiseAvx512, &kElementwiseAvx2})
+        if (set == kernels->name) return *kernels;
+#endif
+    throw nb::key_error(("element by element on " + set).c_str());
+}
+
+float *floats(std::uintptr_t address) { return reinterpret_cast<float *>(address); }
+
+void rms_norm(const std::string &set, std::uintptr_t x, std::uintptr_t weight, float eps, std::uintptr_t out,
+              std::size_t rows, std::size_t width, std::size_t num_threads) {
+    const ElementwiseKernels &kernels = find_elementwise(set);
+    const std::size_t piece = std::max<std::size_t>(kElementsPerPiece / width, 1);
+    ThreadPool::instance().run(rows, piece, num_threads, [&](std::size_t begin, std::size_t end) {
+        kernels.rms_norm(floats(x), floats(weight), eps, width, floats(out), begin, end);
+    });
+}
+
+void rms_norm_gradients(const std::string &set, std::uintptr_t x, std::uintptr_t weight, float eps,
+                        std::uintptr_t out_grad, std::uintptr_t x_grad, std::uintptr_t weight_grads, std::size_t rows,
+                        std::size_t width, std::size_t num_threads) {
+    const ElementwiseKernels &kernels = find_elementwise(set);
+    const std::size_t piece = std::max<std::size_t>(kElementsPerPiece / (width * kNormRows), 1);
+    ThreadPool::instance().run((rows + kNormRows - 1) / kNormRows, piece, num_threads,
+                               [&](std::size_t begin, std::size_t end) {
+                                   kernels.rms_norm_gradients(floats(x), floats(weight), floats(out_grad), eps, rows,
+                                                              width, floats(x_grad), floats(weight_grads), begin, end);
+                               });
+}
+
+void swiglu(const std::string &set, std::uintptr_t gate, std::uintptr_t up, std::uintptr_t out, std::size_t count,
+            std::size_t num_threads) {
+    const ElementwiseKernels &kernels = find_elementwise(set);
+    ThreadPool::instance().run(count, kElementsPerPiece, num_threads, [&](std::size_t begin, std::size_t end) {
+        kernels.swiglu(floats(gate), floats(up), floats(out), begin, end);
+    });
+}
+
+void swiglu_gradients(const std::string &set, std::uintptr_t gate, std::uintptr_t up, std::uintptr_t out_grad,
+                      std::uintptr_t gate_grad, std::uintptr_t up_grad, std::size_t count, std::size_t num_threads) {
+    const ElementwiseKernels &kernels = find_elementwise(set);
+    ThreadPool::instance().run(count, kElementsPerPiece, num_threads, [&](std::size_t begin, std::size_t end) {
+        kernels.swiglu_gradients(floats(gate), floats(up), floats(out_grad), floats(gate_grad), floats(up_grad), begin,
+                                 end);
+    });
+}
+
 }  // namespace
 }  // namespace camelid
 
@@ -95,4 +207,12 @@ NB_MODULE(_native, module) {
     module.def("formats", &camelid::block_bytes_of_formats);
     module.def("unpack", &camelid::unpack, nb::call_guard<nb::gil_scoped_release>());
     module.def("matmul", &camelid::matmul, nb::call_guard<nb::gil_scoped_release>());
+    module.def("attention_dim_factors", &camelid::attention_dim_factors);
+    module.def("attention", &camelid::attention, nb::call_guard<nb::gil_scoped_release>());
+    module.def("attention_gradients", &camelid::attention_gradients, nb::call_guard<nb::gil_scoped_release>());
+    module.attr("norm_rows") = camelid::kNormRows;
+    module.def("rms_norm", &camelid::rms_norm, nb::call_guard<nb::gil_scoped_release>());
+    module.def("rms_norm_gradients", &camelid::rms_norm_gradients, nb::call_guard<nb::gil_scoped_release>());
+    module.def("swiglu", &camelid::swiglu, nb::call_guard<nb::gil_scoped_release>());
+    module.def("swiglu_gradients", &camelid::swiglu_gradients, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -1,0 +1,1 @@
+"""One file per task; `camelid.evaluate.TASKS` names them."""

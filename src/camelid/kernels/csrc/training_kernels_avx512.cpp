@@ -1,0 +1,27 @@
+// The kernels of a training step for AVX-512 F, BW, DQ and VL. Compiled with those flags, called only where they are present.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "attention.h"
+#include "elementwise.h"
+
+namespace camelid {
+namespace {
+
+constexpr std::size_t kLanes = 16;
+
+#include "vector_impl.h"
+
+#include "attention_impl.h"
+#include "elementwise_impl.h"
+
+}  // namespace
+
+const AttentionKernels kAttentionAvx512{"avx512", kLanes, forward, backward};
+const ElementwiseKernels kElementwiseAvx512{"avx512", kLanes, rms_norm, rms_norm_gradients, swiglu, swiglu_gradients};
+
+}  // namespace camelid

@@ -1,0 +1,97 @@
+"""RMSNorm and SwiGLU with their gradients in one pass each, for training on a CPU.
+
+The plain twins are the layers of `camelid.model.layers` without gradients, or with `CAMELID_KERNELS=torch`. torch takes
+about ten passes over memory for either layer and keeps twice as much for the backward pass.
+
+Shape suffixes: T tokens, E hidden size, F width of the feed-forward layer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from camelid import kernels
+from camelid.kernels.attention import vector_width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def trains_natively(*tensors: Tensor) -> bool:
+    """Whether these go through the kernels: with gradients, fp32 on a CPU that has them, rows of whole vectors."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    width = vector_width()
+    return width is not None and all(
+        x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[-1] % width == 0 for x in tensors
+    )
+
+
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float, *, instruction_set: str | None = None) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight, for tensors for which `trains_natively` holds; differentiable once."""
+    chosen = instruction_set or kernels.instruction_set()
+    return cast("Tensor", cast("Any", _RMSNorm.apply)(x_TE, weight_E, eps, chosen))
+
+
+def swiglu(gate_TF: Tensor, up_TF: Tensor, *, instruction_set: str | None = None) -> Tensor:
+    """silu(gate) ⊙ up, for tensors for which `trains_natively` holds; differentiable once."""
+    chosen = instruction_set or kernels.instruction_set()
+    return cast("Tensor", cast("Any", _SwiGLU.apply)(gate_TF, up_TF, chosen))
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TE: Tensor, weight_E: Tensor, eps: float, chosen: str) -> Tensor:
+        x_TE = x_TE.contiguous()
+        ctx.save_for_backward(x_TE, weight_E)
+        ctx.eps, ctx.chosen = eps, chosen
+        out_TE = torch.empty_like(x_TE)
+        num_rows, width = x_TE.numel() // x_TE.shape[-1], x_TE.shape[-1]
+        addresses = x_TE.data_ptr(), weight_E.data_ptr(), eps, out_TE.data_ptr()
+        _native().rms_norm(chosen, *addresses, num_rows, width, torch.get_num_threads())
+        return out_TE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, out_grad_TE: Tensor) -> tuple[Tensor | None, ...]:
+        x_TE, weight_E = ctx.saved_tensors
+        out_grad_TE = out_grad_TE.contiguous()
+        num_rows, width = x_TE.numel() // x_TE.shape[-1], x_TE.shape[-1]
+        x_grad_TE = torch.empty_like(x_TE)
+        weight_grads = x_TE.new_empty((-(-num_rows // _native().norm_rows), width))
+        inputs = x_TE.data_ptr(), weight_E.data_ptr(), ctx.eps
+        grads = out_grad_TE.data_ptr(), x_grad_TE.data_ptr(), weight_grads.data_ptr()
+        _native().rms_norm_gradients(ctx.chosen, *inputs, *grads, num_rows, width, torch.get_num_threads())
+        return x_grad_TE, weight_grads.sum(0), None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_TF: Tensor, up_TF: Tensor, chosen: str) -> Tensor:
+        assert gate_TF.shape == up_TF.shape
+        gate_TF, up_TF = gate_TF.contiguous(), up_TF.contiguous()
+        ctx.save_for_backward(gate_TF, up_TF)
+        ctx.chosen = chosen
+        out_TF = torch.empty_like(gate_TF)
+        addresses = [x.data_ptr() for x in (gate_TF, up_TF, out_TF)]
+        _native().swiglu(chosen, *addresses, out_TF.numel(), torch.get_num_threads())
+        return out_TF
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, out_grad_TF: Tensor) -> tuple[Tensor | None, ...]:
+        gate_TF, up_TF = ctx.saved_tensors
+        out_grad_TF = out_grad_TF.contiguous()
+        grads = torch.empty_like(gate_TF), torch.empty_like(up_TF)
+        addresses = [x.data_ptr() for x in (gate_TF, up_TF, out_grad_TF, *grads)]
+        _native().swiglu_gradients(ctx.chosen, *addresses, gate_TF.numel(), torch.get_num_threads())
+        return *grads, None
+
+
+def _native() -> Any:
+    from camelid.kernels import _native
+
+    return _native

@@ -1,0 +1,76 @@
+"""Keys of hub configs that leave the mathematics of every architecture alone."""
+
+from __future__ import annotations
+
+from typing import Final
+
+HARMLESS: Final = frozenset(
+    {
+        # read where they matter
+        "torch_dtype",
+        "quantization_config",
+        "attention_dropout",
+        # how a library stores, names or runs the model
+        "architectures",
+        "transformers_version",
+        "_name_or_path",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "_from_model_config",
+        "_commit_hash",
+        "use_cache",
+        "is_decoder",
+        "return_dict",
+        "return_dict_in_generate",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "torchscript",
+        "use_bfloat16",
+        "chunk_size_feed_forward",
+        "gradient_checkpointing",
+        "unsloth_version",
+        "transformers.js_config",
+        # other heads and tasks
+        "add_cross_attention",
+        "cross_attention_hidden_size",
+        "tie_encoder_decoder",
+        "decoder_start_token_id",
+        "sep_token_id",
+        "finetuning_task",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "task_specific_params",
+        "tokenizer_class",
+        "prefix",
+        "pruned_heads",
+        # defaults of generation, which belong to generation_config.json
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "length_penalty",
+        "max_length",
+        "max_new_tokens",
+        "min_length",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "suppress_tokens",
+        "temperature",
+        "tf_legacy_loss",
+        "top_k",
+        "top_p",
+        "typical_p",
+    }
+)

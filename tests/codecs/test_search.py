@@ -1,0 +1,107 @@
+"""Packing by search: no worse than ggml's own quantiser, and sound on weights of every kind."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from camelid.base.errors import NotFoundError
+from camelid.codecs import FORMATS
+from camelid.codecs.packed import PackedTensor
+
+GGML_ERRORS = {
+    "iq4_nl": {"gauss": 0.0764482, "heavy tails": 0.00263035, "shifted": 0.121987},
+    "q2_k": {"gauss": 0.295939, "heavy tails": 0.0097292, "shifted": 0.29615},
+    "q3_k": {"gauss": 0.1514, "heavy tails": 0.00518868, "shifted": 0.224164},
+    "q4_k": {"gauss": 0.0714281, "heavy tails": 0.0024559, "shifted": 0.0712681},
+    "q5_k": {"gauss": 0.0362677, "heavy tails": 0.00124216, "shifted": 0.0357829},
+    "q6_k": {"gauss": 0.0177675, "heavy tails": 0.000647203, "shifted": 0.0270329},
+}
+"""Root mean square errors of ggml's quantisers (ggml-quants.c of llama-cpp-python 0.3.36, no importance matrix) on the
+weights of `sample`."""
+
+STEP = {"q2_k": 1 / 3, "q3_k": 1 / 3, "q4_k": 1 / 15, "q5_k": 1 / 31, "q6_k": 1 / 31, "iq4_nl": 0.2}
+"""The widest distance of two levels in a sub-block, of its largest weight's size or of its range."""
+
+
+def sample(kind: str) -> torch.Tensor:
+    generator = np.random.default_rng(0)
+    if kind == "gauss":
+        return torch.from_numpy(generator.standard_normal((64, 1024)).astype(np.float32))
+    if kind == "heavy tails":
+        return torch.from_numpy(generator.standard_t(4, (64, 1024)).astype(np.float32) * np.float32(0.02))
+    return torch.from_numpy((generator.standard_normal((64, 1024)) + 1.5).astype(np.float32))
+
+
+def unpacked(name: str, weight: torch.Tensor) -> torch.Tensor:
+    codec = FORMATS.load(name)
+    return codec.unpack(codec.pack(weight))
+
+
+@pytest.mark.parametrize("kind", ["gauss", "heavy tails", "shifted"])
+@pytest.mark.parametrize("name", GGML_ERRORS)
+def test_the_error_is_no_larger_than_ggmls(name: str, kind: str) -> None:
+    weight = sample(kind)
+    error = (unpacked(name, weight) - weight).square().mean().sqrt().item()
+    assert error <= GGML_ERRORS[name][kind] * 1.001
+
+
+@pytest.mark.parametrize("name", GGML_ERRORS)
+@settings(max_examples=30, deadline=None)
+@given(values=hnp.arrays(np.float32, (1, 256), elements=st.floats(-1000, 1000, width=32, allow_subnormal=True)))
+def test_every_weight_stays_near_its_size(name: str, values: np.ndarray) -> None:
+    weight = torch.from_numpy(values)
+    block = weight.abs().max().item()
+    error = (unpacked(name, weight) - weight).abs().max().item()
+    # The sub-block with the largest scale decides the resolution of all others' scales; below 2^-24 a half is zero.
+    assert error <= 1.1 * block * STEP[name] + 130 * 2**-24
+    assert math.isfinite(error)
+
+
+@pytest.mark.parametrize("name", GGML_ERRORS)
+def test_zeros_and_what_a_half_cannot_hold_become_zeros(name: str) -> None:
+    weight = torch.zeros(3, 256)
+    weight[1] = 1e-42
+    weight[2, ::2] = -1e-12
+    assert bool((unpacked(name, weight) == 0).all())
+
+
+@pytest.mark.parametrize("name", GGML_ERRORS)
+@pytest.mark.parametrize("value", [1.5, -1.5])
+def test_one_weight_alone_and_equal_weights_are_kept(name: str, value: float) -> None:
+    weight = torch.zeros(2, 256)
+    weight[0] = value
+    weight[1, 77] = value
+    atol = 0.02 if name == "iq4_nl" else 1e-3  # it has no level at zero
+    torch.testing.assert_close(unpacked(name, weight), weight, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", GGML_ERRORS)
+def test_the_largest_weights_that_fit_are_kept(name: str) -> None:
+    weight = sample("gauss")[:4, :256] * 60_000
+    error = (unpacked(name, weight) - weight).norm() / weight.norm()
+    assert error.item() < 0.5
+
+
+@pytest.mark.parametrize("name", GGML_ERRORS)
+def test_every_block_is_packed_by_itself(name: str) -> None:
+    codec = FORMATS.load(name)
+    whole = codec.pack(torch.cat([sample("gauss")] * 4)).data
+    apart = [codec.pack(part).data for part in sample("gauss").split([1, 2, 3, 5, 7, 46])]
+    assert torch.equal(whole, torch.cat(apart * 4))
+
+
+def test_a_rare_format_without_the_gguf_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = FORMATS.load("iq4_xs")
+    packed = PackedTensor(torch.zeros(1, codec.block_bytes, dtype=torch.uint8), "iq4_xs", (1, 256))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(NotFoundError, match="iq4_xs need the gguf package") as caught:
+        codec.unpack(packed)
+    assert "camelid[gguf]" in str(caught.value.hint)

@@ -1,0 +1,94 @@
+"""Native RMSNorm and SwiGLU against torch in double precision, for every instruction set of this processor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from camelid.kernels import elementwise
+from camelid.kernels.attention import vector_widths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SETS = list(vector_widths())
+
+pytestmark = pytest.mark.skipif(not SETS, reason="no training kernel was built, or this processor runs none of them")
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def results(run: Callable[..., torch.Tensor], *inputs: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = run(*leaves)
+    return (out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype)))
+
+
+def assert_alike(ours: tuple[torch.Tensor, ...], exact: tuple[torch.Tensor, ...]) -> None:
+    for one, other in zip(ours, exact, strict=True):
+        assert (one - other).norm() <= 1e-6 * other.norm()
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("shape", [(1, 16), (33, 48), (300, 288)])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_rms_norm_and_its_gradients(name: str, shape: tuple[int, int], size: float) -> None:
+    x, weight, grad = random(*shape) * size, random(shape[1], seed=1), random(*shape, seed=2)
+
+    ours = results(lambda x, w: elementwise.rms_norm(x, w, 1e-5, instruction_set=name), x, weight, grad=grad)
+
+    doubles = (t.double() for t in (x, weight))
+    assert_alike(ours, results(lambda x, w: F.rms_norm(x, w.shape, w, 1e-5), *doubles, grad=grad))
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("shape", [(1, 16), (33, 48), (300, 768)])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+def test_swiglu_and_its_gradients(name: str, shape: tuple[int, int], size: float) -> None:
+    gate, up, grad = random(*shape) * size, random(*shape, seed=1), random(*shape, seed=2)
+
+    ours = results(lambda g, u: elementwise.swiglu(g, u, instruction_set=name), gate, up, grad=grad)
+
+    assert_alike(ours, results(lambda g, u: F.silu(g) * u, gate.double(), up.double(), grad=grad))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_gates_of_any_size_neither_overflow_nor_hide_what_is_no_number(name: str) -> None:
+    gate = torch.tensor([-1e30, -200.0, -0.0, 0.0, 200.0, 1e30, torch.nan, 1.0] * 4)
+
+    out, gate_grad, _ = results(
+        lambda g, u: elementwise.swiglu(g, u, instruction_set=name), gate, torch.ones(32), grad=torch.ones(32)
+    )
+
+    torch.testing.assert_close(out, F.silu(gate), equal_nan=True)
+    assert gate_grad[[6]].isnan().all()
+    assert gate_grad[[1, 2, 3, 4, 7]].isfinite().all()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_threads_change_no_bit(name: str) -> None:
+    x, weight, grad = random(1000, 96), random(96, seed=1), random(1000, 96, seed=2)
+    before, found = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 3):
+            torch.set_num_threads(num_threads)
+            norm = results(lambda x, w: elementwise.rms_norm(x, w, 1e-5, instruction_set=name), x, weight, grad=grad)
+            gated = results(lambda g, u: elementwise.swiglu(g, u, instruction_set=name), x, grad, grad=grad)
+            found.append((*norm, *gated))
+    finally:
+        torch.set_num_threads(before)
+
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_only_training_in_fp32_on_whole_vectors_is_taken() -> None:
+    assert elementwise.trains_natively(random(3, 32))
+    assert not elementwise.trains_natively(random(3, 12))
+    assert not elementwise.trains_natively(random(3, 32).double())
+    with torch.no_grad():
+        assert not elementwise.trains_natively(random(3, 32))
