@@ -119,7 +119,7 @@ def test_an_unknown_recipe_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('inputs = ["a.txt"]\noutput = "out"\nvocab_sice = 300\n')
+    recipe.write_text('sources = ["a.txt"]\noutput = "out"\nvocab_sice = 300\n')
     message, hint = refused(capsys, monkeypatch, "tokenizer", "train", str(recipe))
     assert "unknown key 'vocab_sice'" in message
     assert "'vocab_size'" in hint
@@ -149,7 +149,7 @@ def test_a_missing_folder_and_a_nearly_right_name(
 def test_no_disk_space(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat " * 50)
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(f"inputs = ['{tmp_path}/text.txt']\noutput = '{tmp_path}/tokenizer'\nvocab_size = 280\n")
+    recipe.write_text(f"sources = ['{tmp_path}/text.txt']\noutput = '{tmp_path}/tokenizer'\nvocab_size = 280\n")
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

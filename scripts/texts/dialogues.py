@@ -67,9 +67,10 @@ KEPT = re.compile(r"[A-Z][A-Za-z0-9 ,.;:'\"!?-]{8,220}[.!?]\"?")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--questions", type=int, default=1280, help="how many of them are asked")
     arguments = parser.parse_args()
 
-    asked = questions()
+    asked = questions()[: arguments.questions]
     done_file = arguments.output.with_suffix(".done")
     done = int(done_file.read_text()) if done_file.exists() else 0
     llm = load(MODEL, max_sequences=64, max_context=256)

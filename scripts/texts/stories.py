@@ -1,6 +1,6 @@
 """Stories for cria, sampled from stories15M by camelid's engine.
 
-    python scripts/texts/stories.py MODEL texts/stories.jsonl --stories 8192
+    python scripts/texts/stories.py MODEL texts/stories.jsonl --stories 6656
 
 MODEL is stories15M as llama2.c's `stories15M.bin`, with Llama 2's `tokenizer.model` in the same folder. Story n is
 drawn with the seed n, so that any of them can be drawn again; the texts are written in that order, window by window,
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--stories", type=int, default=8192)
+    parser.add_argument("--stories", type=int, default=6656)
     parser.add_argument("--first", type=int, default=0, help="the first story's number")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--min-p", type=float, default=0.02)

@@ -36,6 +36,7 @@ def test_the_recipes_that_come_along_are_valid() -> None:
         "sft": SftRecipe,
         "evaluate": EvaluateRecipe,
         "ladder": PipelineRecipe,
+        "cria": PipelineRecipe,
     }
     assert {path.stem for path in RECIPES.glob("*.toml")} == set(schemas)
     for name, schema in schemas.items():

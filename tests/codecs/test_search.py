@@ -60,8 +60,9 @@ def test_every_weight_stays_near_its_size(name: str, values: np.ndarray) -> None
     weight = torch.from_numpy(values)
     block = weight.abs().max().item()
     error = (unpacked(name, weight) - weight).abs().max().item()
-    # The sub-block with the largest scale decides the resolution of all others' scales; below 2^-24 a half is zero.
-    assert error <= 1.1 * block * STEP[name] + 130 * 2**-24
+    # Half a step, and what the sub-block's own scale and minimum lose when they are rounded to six bits: the largest of
+    # them decides how finely (with five bits of weights, at most 0.49 + 0.25 steps). Below 2^-24 a half is zero.
+    assert error <= 1.75 * block * STEP[name] + 130 * 2**-24
     assert math.isfinite(error)
 
 

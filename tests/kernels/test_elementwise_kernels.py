@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from camelid.kernels import elementwise
 from camelid.kernels.attention import vector_widths
+from camelid.kernels.elementwise import trains_natively
+from camelid.model.layers import RMSNorm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,3 +95,12 @@ def test_only_training_in_fp32_on_whole_vectors_is_taken() -> None:
     assert not elementwise.trains_natively(random(3, 32).double())
     with torch.no_grad():
         assert not elementwise.trains_natively(random(3, 32))
+
+
+def test_fake_tensors_take_the_same_way_without_being_touched() -> None:
+    with FakeTensorMode():
+        norm, x = RMSNorm(64, 1e-5), torch.empty(4, 64, requires_grad=True)
+        assert trains_natively(x, norm.weight)
+        elementwise.swiglu(norm(x), x).sum().backward()
+        assert x.grad is not None
+        assert x.grad.shape == (4, 64)

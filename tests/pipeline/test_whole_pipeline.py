@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from small_pipeline import weights_of, write_inputs
 
 import camelid
@@ -102,7 +103,11 @@ def killed_run(output: str, when: Callable[[], bool]) -> int:
     """Start the long pipeline and kill it -9 at some moment; the exit status."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command(output)],
-        env={**os.environ, "PYTHONPATH": str(Path(camelid.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(camelid.__file__).parents[1]),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        },
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from camelid import kernels
@@ -33,13 +34,14 @@ def vector_widths() -> dict[str, int]:
 
 def attention_runs_on(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> bool:
     """Whether `packed_attention` takes these: fp32 on a CPU that has the kernel, heads of whole vector registers."""
+    if torch.compiler.is_compiling():  # a compiler sees no further than an address
+        return False
     width = vector_width()
     return (
         width is not None
         and q_THD.shape[-1] % width == 0
         and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (q_THD, k_TKD, v_TKD))
-        and all(type(x) is torch.Tensor for x in (q_THD, k_TKD, v_TKD))  # a subclass, a fake one say, has no address
-        and not torch.compiler.is_compiling()  # a compiler sees no further than an address
+        and all(type(x) in (torch.Tensor, FakeTensor) for x in (q_THD, k_TKD, v_TKD))  # others may have no address
     )
 
 
@@ -70,7 +72,10 @@ def packed_attention(
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Keeps queries, keys and values for the backward pass, which makes the probabilities again, a block at a time."""
+    """Keeps queries, keys and values for the backward pass, which makes the probabilities again, a block at a time.
+
+    Fake tensors, with which a run is planned, take the same way and as much memory, but there is nothing to compute.
+    """
 
     @staticmethod
     def forward(
@@ -80,6 +85,8 @@ class _PackedAttention(torch.autograd.Function):
         ctx.save_for_backward(q_THD, k_TKD, v_TKD, starts_N1)
         ctx.scale, ctx.chosen = scale, chosen
         out_THD = torch.empty(q_THD.shape, dtype=torch.float32, device=q_THD.device)
+        if isinstance(q_THD, FakeTensor):
+            return out_THD
         tensors = [_address(x) for x in (q_THD, k_TKD, v_TKD, out_THD)]
         sizes = _sizes(q_THD, k_TKD, starts_N1)
         _native().attention(chosen, starts_N1.data_ptr(), sizes, scale, *tensors, torch.get_num_threads())
@@ -89,8 +96,11 @@ class _PackedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, out_grad_THD: Tensor) -> tuple[Tensor | None, ...]:
         q_THD, k_TKD, v_TKD, starts_N1 = ctx.saved_tensors
+        out_grad_THD = _with_whole_rows(out_grad_THD)
         grads = [torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in (q_THD, k_TKD, v_TKD)]
-        tensors = [_address(x) for x in (q_THD, k_TKD, v_TKD, _with_whole_rows(out_grad_THD), *grads)]
+        if isinstance(q_THD, FakeTensor):
+            return *grads, None, None, None
+        tensors = [_address(x) for x in (q_THD, k_TKD, v_TKD, out_grad_THD, *grads)]
         sizes = _sizes(q_THD, k_TKD, starts_N1)
         _native().attention_gradients(
             ctx.chosen, starts_N1.data_ptr(), sizes, ctx.scale, *tensors, torch.get_num_threads()

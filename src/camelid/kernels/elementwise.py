@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from camelid import kernels
@@ -21,12 +22,20 @@ if TYPE_CHECKING:
 
 
 def trains_natively(*tensors: Tensor) -> bool:
-    """Whether these go through the kernels: with gradients, fp32 on a CPU that has them, rows of whole vectors."""
+    """Whether these go through the kernels: with gradients, fp32 on a CPU that has them, rows of whole vectors.
+
+    Fake tensors, with which a run is planned, take the same way and as much memory, but there is nothing to compute.
+    Other kinds of tensors, distributed ones say, may have no address.
+    """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     width = vector_width()
     return width is not None and all(
-        x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[-1] % width == 0 for x in tensors
+        type(x) in (torch.Tensor, torch.nn.Parameter, FakeTensor)
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.shape[-1] % width == 0
+        for x in tensors
     )
 
 
@@ -49,6 +58,8 @@ class _RMSNorm(torch.autograd.Function):
         ctx.save_for_backward(x_TE, weight_E)
         ctx.eps, ctx.chosen = eps, chosen
         out_TE = torch.empty_like(x_TE)
+        if isinstance(x_TE, FakeTensor):
+            return out_TE
         num_rows, width = x_TE.numel() // x_TE.shape[-1], x_TE.shape[-1]
         addresses = x_TE.data_ptr(), weight_E.data_ptr(), eps, out_TE.data_ptr()
         _native().rms_norm(chosen, *addresses, num_rows, width, torch.get_num_threads())
@@ -62,6 +73,8 @@ class _RMSNorm(torch.autograd.Function):
         num_rows, width = x_TE.numel() // x_TE.shape[-1], x_TE.shape[-1]
         x_grad_TE = torch.empty_like(x_TE)
         weight_grads = x_TE.new_empty((-(-num_rows // _native().norm_rows), width))
+        if isinstance(x_TE, FakeTensor):
+            return x_grad_TE, weight_grads.sum(0), None, None
         inputs = x_TE.data_ptr(), weight_E.data_ptr(), ctx.eps
         grads = out_grad_TE.data_ptr(), x_grad_TE.data_ptr(), weight_grads.data_ptr()
         _native().rms_norm_gradients(ctx.chosen, *inputs, *grads, num_rows, width, torch.get_num_threads())
@@ -76,6 +89,8 @@ class _SwiGLU(torch.autograd.Function):
         ctx.save_for_backward(gate_TF, up_TF)
         ctx.chosen = chosen
         out_TF = torch.empty_like(gate_TF)
+        if isinstance(gate_TF, FakeTensor):
+            return out_TF
         addresses = [x.data_ptr() for x in (gate_TF, up_TF, out_TF)]
         _native().swiglu(chosen, *addresses, out_TF.numel(), torch.get_num_threads())
         return out_TF
@@ -86,6 +101,8 @@ class _SwiGLU(torch.autograd.Function):
         gate_TF, up_TF = ctx.saved_tensors
         out_grad_TF = out_grad_TF.contiguous()
         grads = torch.empty_like(gate_TF), torch.empty_like(up_TF)
+        if isinstance(gate_TF, FakeTensor):
+            return *grads, None
         addresses = [x.data_ptr() for x in (gate_TF, up_TF, out_grad_TF, *grads)]
         _native().swiglu_gradients(ctx.chosen, *addresses, gate_TF.numel(), torch.get_num_threads())
         return *grads, None
