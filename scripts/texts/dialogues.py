@@ -74,7 +74,7 @@ def main() -> None:
     done_file = arguments.output.with_suffix(".done")
     done = int(done_file.read_text()) if done_file.exists() else 0
     llm = load(MODEL, max_sequences=64, max_context=256)
-    with progress("dialogues", len(asked)) as shown:
+    with progress("dialogues", len(asked), unit="questions") as shown:
         shown.advance(done)
         for first in range(done, len(asked), WINDOW):
             window = asked[first : first + WINDOW]

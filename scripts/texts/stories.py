@@ -36,7 +36,7 @@ def main() -> None:
 
     llm = load(arguments.model, max_sequences=128)
     done = _whole_windows(arguments.output)
-    with progress("stories", arguments.stories) as shown:
+    with progress("stories", arguments.stories, unit="stories") as shown:
         shown.advance(done)
         for first in range(done, arguments.stories, WINDOW):
             window = min(WINDOW, arguments.stories - first)

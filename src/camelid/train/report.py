@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from camelid.base.files import write_text
 from camelid.checkpoint.lineage import LINEAGE
 from camelid.train.metrics import METRICS, read_metrics
-from camelid.train.run_folder import RECIPE
 from camelid.train.samples import SAMPLES, read_samples
+from camelid.train.settings import RECIPE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

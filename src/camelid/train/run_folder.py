@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from camelid.base.errors import RecipeError
 from camelid.base.files import write_text
+from camelid.train.settings import RECIPE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from camelid.train.settings import TrainSettings
     from camelid.train.trainer import TrainResult
     from camelid.train.validation import ValidationSource
-
-RECIPE = "recipe.toml"
-"""The recipe as it was validated, every default spelt out."""
 
 
 @dataclass(frozen=True)

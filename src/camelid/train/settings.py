@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from camelid.base.recipe import Recipe
 
+RECIPE = "recipe.toml"
+"""The recipe as it was validated, every default spelt out."""
+
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -1,6 +1,6 @@
 """Requests for the stories of `texts/stories.jsonl.zst`, so that cria can be asked for one.
 
-    python scripts/texts/requests.py texts/stories.jsonl.zst texts/requests.jsonl.zst
+    python scripts/texts/story_requests.py texts/stories.jsonl.zst texts/requests.jsonl.zst
 
 A request names one or two things of the story that answers it. Stories that were cut off by the length of the context
 are cut back to their last sentence.
