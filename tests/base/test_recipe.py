@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from camelid.base.errors import NotFoundError, RecipeError
 from camelid.base.recipe import Recipe, load_recipe
@@ -69,6 +70,29 @@ def test_wrong_values_are_named(tmp_path: Path, text: str, message: str) -> None
     with pytest.raises(RecipeError) as caught:
         load_recipe(Training, write(tmp_path, text))
     assert message in caught.value.what
+
+
+def test_a_tables_own_rule_is_told_without_its_contents(tmp_path: Path) -> None:
+    class Span(Recipe):
+        first: int
+        last: int
+
+        @model_validator(mode="after")
+        def _ordered(self) -> Self:
+            if self.last < self.first:
+                raise ValueError("last comes before first")
+            return self
+
+    class Whole(Recipe):
+        span: Span
+
+    path = write(tmp_path, "[span]\nfirst = 3\nlast = 2\n")
+    with pytest.raises(RecipeError) as inner:
+        load_recipe(Whole, path)
+    assert inner.value.what == "'span': last comes before first"
+    with pytest.raises(RecipeError) as outer:
+        load_recipe(Span, None, ["first=3", "last=2"])
+    assert outer.value.what == "last comes before first"
 
 
 def test_a_missing_recipe_is_said_to_be_missing(tmp_path: Path) -> None:

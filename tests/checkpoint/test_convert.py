@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 
-from camelid.base.errors import ConfigError, NotFoundError, ResourceError, TokenizerError
+from camelid.base.errors import ConfigError, FormatError, NotFoundError, ResourceError, TokenizerError
 from camelid.base.files import sha256
 from camelid.checkpoint import convert, open_checkpoint, save_huggingface
 from camelid.checkpoint.lineage import read_lineage, verify_lineage
@@ -119,6 +120,34 @@ def test_what_is_lossy_says_so(tmp_path: Path, source: Path) -> None:
     assert not convert(source, tmp_path / "quantised", to="gguf", quantize="q8_0")
 
 
+def test_blocks_that_reach_beyond_float16_are_refused(tmp_path: Path) -> None:
+    model = Llama.from_config(CONFIG)
+    model.initialize(seed=1)
+    with torch.no_grad():
+        model.get_parameter("model.layers.0.mlp.down_proj.weight")[0, 0] = 1e6
+    save_huggingface(model, tmp_path / "large")
+    convert(tmp_path / "large", tmp_path / "large.gguf", to="gguf", quantize="q8_0", tokenizer=False)
+
+    with pytest.raises(ConfigError, match=r"too large for float16 \(model\.layers\.0\.mlp\.down_proj\.weight\)"):
+        convert(tmp_path / "large.gguf", tmp_path / "x", to="huggingface", dtype="float16", tokenizer=False)
+
+    assert not (tmp_path / "x").exists()
+    assert convert(tmp_path / "large.gguf", tmp_path / "y", to="huggingface", tokenizer=False)
+
+
+@pytest.mark.parametrize("to", ["huggingface", "meta", "gguf"])
+def test_whole_numbers_are_no_weights(tmp_path: Path, source: Path, to: str) -> None:
+    folder = tmp_path / "whole"
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"].long()}, folder / "model.safetensors")
+
+    with pytest.raises(FormatError, match=r"'model\.norm\.weight' holds int64"):
+        convert(folder, tmp_path / "x", to=to)
+
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "what"),
     [
@@ -127,6 +156,7 @@ def test_what_is_lossy_says_so(tmp_path: Path, source: Path) -> None:
         ({"to": "gguf", "model_parallel": 2}, ConfigError, "only Meta's format"),
         ({"to": "huggingface", "dtype": "int8"}, ConfigError, "unknown dtype"),
         ({"to": "meta", "model_parallel": 3}, ConfigError, "cannot be cut into 3 shards"),
+        ({"to": "meta", "model_parallel": 32}, ConfigError, "32 shards are more than the 16"),
     ],
 )
 def test_options_that_a_format_does_not_have(

@@ -232,6 +232,12 @@ def test_a_lost_shard_at_the_end_is_noticed(tmp_path: Path) -> None:
         ({"n_heads": 7}, FormatError, "do not fit"),
         ({"n_layers": 16_000}, FormatError, "asks for 16000 layers"),
         ({"norm_eps": -1}, ConfigError, "norm_eps"),
+        ({"norm_eps": "small"}, FormatError, "norm_eps is 'small'"),
+        ({"rope_theta": [1]}, FormatError, "rope_theta is"),
+        ({"rope_theta": 10**400}, FormatError, "rope_theta is"),
+        ({"head_dim": "8"}, FormatError, "head_dim is '8'"),
+        ({"head_dim": 2.5}, FormatError, "head_dim is"),
+        ({"use_scaled_rope": True, "rope_scaling_factor": "x"}, FormatError, "rope_scaling_factor is"),
     ],
 )
 def test_params_that_cannot_be_honoured(

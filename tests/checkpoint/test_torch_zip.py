@@ -149,6 +149,7 @@ def test_a_payload_is_refused_where_it_lies_and_never_runs(tmp_path: Path, proto
         b"\x80\x02ccollections\nOrderedDict\n)R}X\x08\x00\x00\x00__dict__}sb.",
         b"\x80\x02X\x01\x00\x00\x00xQ.",
         b"\x80\x04}.",
+        b"\x80\x02}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"K\x00s.",  # a key whose hash may repeat
     ],
 )
 def test_programs_that_want_more_than_tensors(tmp_path: Path, program: bytes) -> None:

@@ -285,6 +285,11 @@ print(report.num_kept, status.partition("VmHWM:")[2].split()[0])
 """
 
 
+def test_a_step_that_is_no_table_is_refused() -> None:
+    with pytest.raises(RecipeError, match="a cleaning step has no name"):
+        load_recipe(CleanRecipe, None, ['sources=["a"]', "output=b", "steps=[3]"])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says the peak of one program alone")
 def test_peak_memory_is_the_same_for_ten_times_the_corpus(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import zstandard
 from pyarrow import parquet
 
 from camelid.base.errors import FormatError, NotFoundError
-from camelid.data.sources import ReadOptions, read_documents
+from camelid.data.sources import ReadOptions, find_files, read_documents
 from camelid.data.text_files import PIECE_BYTES
 
 TEXTS = ["The first text.", "Ein zweiter Text: schön.", "第三の文章。"]
@@ -146,3 +146,8 @@ def test_a_missing_or_empty_corpus_is_an_error_with_a_hint(tmp_path: Path) -> No
         assert caught.value.hint
     with pytest.raises(NotFoundError):
         texts_of()
+
+
+def test_what_can_be_no_pattern_is_said() -> None:
+    with pytest.raises(NotFoundError, match="is no pattern of file names"):
+        find_files(["bad/**x"])

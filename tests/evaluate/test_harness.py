@@ -157,6 +157,7 @@ def test_an_evaluation_that_was_stopped_goes_on(
     [
         ([], RecipeError, "tasks"),
         ([{"texts": ["a"]}], RecipeError, "a task has no name"),
+        ([3], RecipeError, "a task has no name"),
         ([{"task": "bits_per_bite"}], NotFoundError, "bits_per_byte"),
         ([{"task": "questions", "path": "a", "shots": 5}], RecipeError, "unknown key 'shots'"),
         ([{"task": "questions", "path": "a"}, {"task": "questions", "path": "b"}], RecipeError, "two tasks are called"),

@@ -81,6 +81,17 @@ def test_scores_of_hundreds_lose_no_more_than_with_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("size", [1e4, 1e10, 1e30])
+def test_huge_scores_are_no_more_than_a_choice_of_one_key(name: str, size: float) -> None:
+    q, k, v, _ = random_inputs(40, (2, 1), 32)
+    q = q * size
+
+    out = native(q, k, v, [40], name)
+
+    torch.testing.assert_close(out, per_sequence(q, k, v, [40]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_neighbours_and_threads_change_no_bit(name: str) -> None:
     lengths = [50, 7, 90]
     inputs = random_inputs(sum(lengths), (4, 2), 32)

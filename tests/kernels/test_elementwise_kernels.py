@@ -50,6 +50,16 @@ def test_rms_norm_and_its_gradients(name: str, shape: tuple[int, int], size: flo
 
 
 @pytest.mark.parametrize("name", SETS)
+def test_a_weight_may_lie_anyhow_in_memory(name: str) -> None:
+    x, grad = random(33, 48), random(33, 48, seed=2)
+    for weight in (random(96, seed=1)[::2], random(1, seed=1).expand(48)):
+        ours = results(lambda x, w: elementwise.rms_norm(x, w, 1e-5, instruction_set=name), x, weight, grad=grad)
+
+        doubles = (t.double() for t in (x, weight))
+        assert_alike(ours, results(lambda x, w: F.rms_norm(x, w.shape, w, 1e-5), *doubles, grad=grad))
+
+
+@pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("shape", [(1, 16), (33, 48), (300, 768)])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
 def test_swiglu_and_its_gradients(name: str, shape: tuple[int, int], size: float) -> None:

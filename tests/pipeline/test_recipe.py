@@ -25,6 +25,7 @@ MODEL = (
 [stages.base]
 run = "pretrain"
 data.shards = "{first}"
+data.sequence_length = 256
 model.preset = "stories15m"
 """
 )
@@ -52,6 +53,8 @@ def test_stages_come_in_the_order_of_the_file(folder: Path) -> None:
         (["stages.base.training.steps=0"], RecipeError, ["'stages.base.training.steps'", "greater than or equal to 1"]),
         (["stages.base.training.optimiser=1"], RecipeError, ["'stages.base.training.optimiser'", "'optimizer'"]),
         (["stages.base.model.preset=stories16m"], NotFoundError, ["stages.base", "'stories15m'"]),
+        (["stages.base.data.sequence_length=4096"], RecipeError, ["stages.base, data.sequence_length", "positions"]),
+        (["stages.chat={run='sft', model='x', data={sources=['y']}, chat_format='z'}"], NotFoundError, ["stages.chat"]),
         (["stages.second.texts='in.txt'"], RecipeError, ["'stages.second.texts'"]),
         (["stages.second.run=cpoy"], NotFoundError, ["'cpoy'", "stages.second.run", "'copy'"]),
         (["stages.second.run=1"], RecipeError, ["'stages.second.run'", "copy"]),

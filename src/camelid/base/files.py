@@ -81,6 +81,23 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def matching_paths(pattern: str) -> list[Path]:
+    """What a path or a glob pattern names: the path itself if it is there, else whatever the pattern matches, sorted.
+
+    Raises:
+        NotFoundError: this can be no pattern.
+    """
+    path = Path(pattern).expanduser()
+    if path.exists():
+        return [path]
+    anchor = Path(path.anchor)
+    try:
+        return sorted(anchor.glob(str(path.relative_to(anchor))))
+    except ValueError as error:
+        hint = "`**` stands for any number of folders, and so for a whole part of a path: 'texts/**/*.txt'"
+        raise NotFoundError(f"'{pattern}' is no pattern of file names", hint=hint) from error
+
+
 def existing_file(path: Path) -> Path:
     """The path, if a file is there.
 

@@ -110,6 +110,9 @@ def _explain(schema: type[BaseModel], error: ValidationError, where: object, tab
     if first["type"] == "extra_forbidden":
         known = _known_keys(schema, location[:-1])
         return RecipeError(f"unknown key '{key}'{more}", where=where, hint=did_you_mean(location[-1], known))
+    if first["type"] == "value_error":  # a recipe's own sentence about a whole table, which needs no repeating
+        sentence = f"{first['ctx']['error']}{more}"
+        return RecipeError(f"'{key}': {sentence}" if key else sentence, where=where)
     message = first["msg"][0].lower() + first["msg"][1:]
     got = "" if first["type"] == "missing" else f", not {first['input']!r}"
     return RecipeError(f"'{key}': {message}{got}{more}", where=where)

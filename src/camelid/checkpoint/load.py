@@ -118,14 +118,18 @@ def described_tensors(checkpoint: Checkpoint) -> tuple[ModelConfig, Mapping[str,
 
     Raises:
         ConfigError: the config asks for what the architecture cannot do.
-        FormatError: a tensor is missing, unexpected or of the wrong shape.
+        FormatError: a tensor is missing, unexpected, of the wrong shape or of whole numbers.
         NotFoundError: the architecture is not known.
     """
     architecture, config = _architecture(checkpoint)
     with torch.device("meta"):
         slots = _slots(architecture.from_config(config))
     _check_names_and_shapes(checkpoint, slots, tied=config.tie_word_embeddings)
-    return config, {name: checkpoint.tensors[name] for name in slots}
+    tensors = {name: checkpoint.tensors[name] for name in slots}
+    for name, info in tensors.items():
+        if info.format not in FORMATS.names() and not getattr(torch, info.format).is_floating_point:
+            raise FormatError(f"tensor '{name}' holds {info.format}, no floating-point numbers", where=checkpoint.path)
+    return config, tensors
 
 
 def required_memory(

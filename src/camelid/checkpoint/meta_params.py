@@ -8,6 +8,7 @@ the feed-forward layer, key/value heads. (llama-models, models/llama3/args.py; `
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -80,12 +81,13 @@ def config_from_params(params: Mapping[str, Any], shapes: Shapes, where: Path) -
         raise FormatError(
             f"dim {dim} and {num_heads} heads do not fit tensors of {shapes.hidden_size} columns", where=where
         )
-    head_dim = params.get("head_dim") or dim // num_heads
+    stated = params.get("head_dim") is not None
+    head_dim = _count(params, "head_dim", "head_dim", where) if stated else dim // num_heads
     num_kv_heads, rest = divmod(shapes.key_rows, head_dim)
     if rest or not num_kv_heads or num_heads % num_kv_heads:
         raise FormatError(f"{shapes.key_rows} rows of keys are not whole heads of {head_dim}", where=where)
     _warn_of_contradictions(params, {"n_kv_heads": num_kv_heads, "vocab_size": shapes.vocab_size}, where)
-    rope_theta, eps = float(params.get("rope_theta", 10_000.0)), float(params.get("norm_eps", 1e-5))
+    rope_theta, eps = (_number(params, *setting, where) for setting in (("rope_theta", 10_000.0), ("norm_eps", 1e-5)))
     require_number("norm_eps", eps, above=0, at_most=1)
     bos, eos = (128_000, 128_001) if shapes.vocab_size == LLAMA_3_VOCABULARY else (1, 2)
     return {
@@ -101,7 +103,7 @@ def config_from_params(params: Mapping[str, Any], shapes: Shapes, where: Path) -
         "max_position_embeddings": _context(params, rope_theta, eps),
         "rms_norm_eps": eps,
         "rope_theta": rope_theta,
-        "rope_scaling": _scaling(params),
+        "rope_scaling": _scaling(params, where),
         "tie_word_embeddings": shapes.tied,
         "bos_token_id": bos,
         "eos_token_id": eos,
@@ -189,6 +191,15 @@ def _count(params: Mapping[str, Any], key: str, name: str, where: Path) -> int:
     return value
 
 
+def _number(params: Mapping[str, Any], key: str, default: float, where: Path) -> float:
+    value = params.get(key)
+    if value is None:
+        return default
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        raise FormatError(f"{key} is {value!r}", where=where)
+    return float(value)
+
+
 def _warn_of_contradictions(params: Mapping[str, Any], told: Mapping[str, int], where: Path) -> None:
     for key, value in told.items():
         if params.get(key) not in (None, -1, value):
@@ -199,10 +210,10 @@ def _warn_of_contradictions(params: Mapping[str, Any], told: Mapping[str, int], 
             )
 
 
-def _scaling(params: Mapping[str, Any]) -> dict[str, Any] | None:
+def _scaling(params: Mapping[str, Any], where: Path) -> dict[str, Any] | None:
     if not params.get("use_scaled_rope", False):
         return None
-    return {"rope_type": "llama3", "factor": float(params.get(SCALING_FACTOR) or _factor(params)), **LLAMA_3_ROPE}
+    return {"rope_type": "llama3", "factor": _number(params, SCALING_FACTOR, _factor(params), where), **LLAMA_3_ROPE}
 
 
 def _factor(params: Mapping[str, Any]) -> float:

@@ -17,7 +17,7 @@ from camelid.base.files import atomic_folder, check_free_space
 from camelid.base.progress import progress
 from camelid.checkpoint.huggingface import CONFIG
 from camelid.checkpoint.lineage import write_lineage
-from camelid.checkpoint.meta import NAMES, TOKENIZER, is_rotated, pairs
+from camelid.checkpoint.meta import MOST_SHARDS, NAMES, TOKENIZER, is_rotated, pairs
 from camelid.checkpoint.meta_params import LLAMA_3_VOCABULARY, PARAMS, params_from_config
 from camelid.checkpoint.save import SPACE_FOR_THE_REST, check_replaceable, write_companions, write_json
 from camelid.checkpoint.torch_zip import writing_torch_file
@@ -61,7 +61,7 @@ def save_meta(
     Args:
         checkpoint: an open checkpoint of any format.
         folder: a folder that does not exist, is empty, or holds nothing but an earlier save; that one is replaced.
-        model_parallel: number of shards; must divide the key/value heads, vocabulary and feed-forward width.
+        model_parallel: number of shards, at most 16; must divide the key/value heads, vocabulary and layer widths.
         dtype: of the written weights; None: each as it is, packed ones as float32.
         tokenizer: written as `tokenizer.model`; one that has no such form as `tokenizer.json`, with a warning.
         chat_template: the Jinja template; Meta's code has its own, camelid reads this one.
@@ -99,6 +99,10 @@ def save_meta(
 
 
 def _check_divisible(config: LlamaConfig, model_parallel: int) -> None:
+    if model_parallel > MOST_SHARDS:
+        raise ConfigError(
+            f"{model_parallel} shards are more than the {MOST_SHARDS} of any release", where="model_parallel"
+        )
     sizes = {
         "key/value heads": config.num_key_value_heads,
         "rows of the feed-forward layer": config.intermediate_size,

@@ -17,8 +17,11 @@ from camelid.base.errors import FormatError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-MAX_PROGRAM_BYTES: Final = 16 << 20
+MAX_PROGRAM_BYTES: Final = 4 << 20
 """Llama 3.1 405B's takes about 200 kB a shard; every instruction makes at most one small object."""
+
+LARGEST_KEY: Final = 2**60
+"""From 2^61 - 1 on, hashes of whole numbers repeat: twenty thousand chosen keys of a dictionary take seconds."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ class _Machine:
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if type(target) is not dict or len(items) % 2 or not all(type(key) in (str, int) for key in items[::2]):
+        if type(target) is not dict or len(items) % 2 or not all(map(_may_be_a_key, items[::2])):
             raise _RefusedError("items that are set in what is no dictionary of names")
         target.update(zip(items[::2], items[1::2], strict=True))
 
@@ -271,6 +274,10 @@ _STEPS: Final[Mapping[bytes, Callable[[_Machine], None]]] = {
     b"\x8a": _Machine.long,
 }
 """Every instruction that this machine carries out."""
+
+
+def _may_be_a_key(key: Any) -> bool:
+    return type(key) is str or (type(key) is int and abs(key) < LARGEST_KEY)
 
 
 def write(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:

@@ -116,7 +116,10 @@ def dense(value: Tensor | PackedTensor, dtype: torch.dtype, name: str) -> Tensor
         ConfigError: a finite number is too large for `dtype`.
     """
     if isinstance(value, PackedTensor):
-        return FORMATS.load(value.format).unpack(value, dtype)
+        unpacked = FORMATS.load(value.format).unpack(value, dtype)
+        if dtype == torch.float16 and not unpacked.isfinite().all():  # a block's scale may be a large half itself
+            raise _too_large(dtype, name)
+        return unpacked
     value = value.detach()
     if value.dtype == dtype:
         return value
@@ -125,12 +128,16 @@ def dense(value: Tensor | PackedTensor, dtype: torch.dtype, name: str) -> Tensor
     for source, target in zip(torch.split(value, rows), torch.split(out, rows), strict=True):
         target.copy_(source)
         if dtype.itemsize < source.element_size() and not torch.equal(target.isfinite().cpu(), source.isfinite().cpu()):
-            raise ConfigError(
-                f"a weight is too large for {str(dtype).removeprefix('torch.')}",
-                where=name,
-                hint="take bfloat16 or float32, which reach further",
-            )
+            raise _too_large(dtype, name)
     return out
+
+
+def _too_large(dtype: torch.dtype, name: str) -> ConfigError:
+    return ConfigError(
+        f"a weight is too large for {str(dtype).removeprefix('torch.')}",
+        where=name,
+        hint="take bfloat16 or float32, which reach further",
+    )
 
 
 def _weight(name: str, value: Tensor | PackedTensor, dtype: torch.dtype | None) -> Weight:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from camelid.base.errors import FormatError, NotFoundError
+from camelid.base.files import matching_paths
 from camelid.base.registry import Registry
 from camelid.data.compression import compression_of, open_binary
 from camelid.data.document import Document
@@ -163,8 +164,7 @@ def _match(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_file():
         return [path]
-    anchor = Path(path.anchor)
-    matched = [path] if path.is_dir() else anchor.glob(str(path.relative_to(anchor)))
+    matched = matching_paths(pattern)
     # A set, as `**` matches a folder and what is in it; sorted, as the file system gives them in any order.
     found = {file for match in matched for file in (match.rglob("*") if match.is_dir() else [match])}
     return sorted(file for file in found if _format_of_name(file) and not _hidden(file, path) and file.is_file())

@@ -101,7 +101,7 @@ def parse_step(settings: Mapping[str, Any] | StepRecipe) -> StepRecipe:
     """
     if isinstance(settings, StepRecipe):
         return settings
-    name = settings.get("step")
+    name = settings.get("step") if isinstance(settings, dict) else None
     if not isinstance(name, str):
         raise RecipeError(
             "a cleaning step has no name",

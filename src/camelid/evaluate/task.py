@@ -148,7 +148,7 @@ def parse_task(settings: Mapping[str, Any] | Task) -> Task:
 
     if isinstance(settings, Task):
         return settings
-    name = settings.get("task")
+    name = settings.get("task") if isinstance(settings, dict) else None
     if not isinstance(name, str):
         raise RecipeError(
             "a task has no name",

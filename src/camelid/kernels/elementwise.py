@@ -54,7 +54,8 @@ def swiglu(gate_TF: Tensor, up_TF: Tensor, *, instruction_set: str | None = None
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TE: Tensor, weight_E: Tensor, eps: float, chosen: str) -> Tensor:
-        x_TE = x_TE.contiguous()
+        assert weight_E.shape == x_TE.shape[-1:]
+        x_TE, weight_E = x_TE.contiguous(), weight_E.contiguous()
         ctx.save_for_backward(x_TE, weight_E)
         ctx.eps, ctx.chosen = eps, chosen
         out_TE = torch.empty_like(x_TE)

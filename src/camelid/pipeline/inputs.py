@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from camelid.base.errors import NotFoundError
-from camelid.base.files import sha256
+from camelid.base.files import matching_paths, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,9 +36,7 @@ def input_files(sources: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for source in sources:
         path = Path(source).expanduser()
-        below = Path(path.anchor)
-        matches = [path] if path.exists() else list(below.glob(str(path.relative_to(below))))
-        files = {file for match in matches for file in (match.rglob("*") if match.is_dir() else [match])}
+        files = {file for match in matching_paths(source) for file in (match.rglob("*") if match.is_dir() else [match])}
         kept = sorted(file for file in files if file.is_file() and not _hidden(file, path))
         if not kept:
             raise NotFoundError(f"'{source}' matches no file", hint="paths are relative to the current folder")

@@ -4,7 +4,7 @@
 
     [stages.tokenizer]
     run = "tokenizer"
-    inputs = ["texts/*.txt"]
+    sources = ["texts/*.txt"]
 
     [stages.data]
     run = "prepare"

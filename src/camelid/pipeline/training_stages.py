@@ -42,11 +42,12 @@ class PretrainStage(StageKind[PretrainRecipe]):
         return _model_of(pretrain(recipe, folder))
 
     def check(self, recipe: PretrainRecipe) -> None:
-        """The preset must be one, and the shape possible."""
+        """The preset must be one, the shape possible, and its positions enough."""
         from camelid.train.pretrain import config_from_scratch
+        from camelid.train.run_folder import check_positions
 
         if recipe.model.checkpoint is None:
-            config_from_scratch(recipe.model)
+            check_positions(recipe.data.sequence_length, config_from_scratch(recipe.model))
 
     def estimate(self, recipe: PretrainRecipe, forecast: Forecast) -> Estimate:
         """By the planner."""
@@ -80,6 +81,13 @@ class SftStage(StageKind[SftRecipe]):
         from camelid.posttrain.sft import sft
 
         return _model_of(sft(recipe, folder))
+
+    def check(self, recipe: SftRecipe) -> None:
+        """The chat format must be one."""
+        from camelid.tokenizer.chat import CHAT_FORMATS
+
+        if recipe.chat_format is not None:
+            CHAT_FORMATS.load(recipe.chat_format)
 
     def estimate(self, recipe: SftRecipe, forecast: Forecast) -> Estimate:
         """By the planner."""

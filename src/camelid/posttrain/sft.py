@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from camelid.base.errors import NotFoundError
+from camelid.base.errors import FormatError, NotFoundError
+from camelid.base.files import matching_paths
 from camelid.base.recipe import Recipe
 from camelid.base.runtime import pick_device
 from camelid.posttrain.method import Method
@@ -70,7 +71,7 @@ class SftRecipe(Recipe):
     data: ConversationSettings
     chat_format: str | None = None
     """A name of `camelid.tokenizer.chat.CHAT_FORMATS`; None: the model's own template, or what its vocabulary tells."""
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=1_000_000)
     """How often to go through the conversations, in place of `training.steps`."""
     training: TrainSettings = TrainSettings()
     device: str = "auto"
@@ -117,7 +118,7 @@ def sft(recipe: SftRecipe, run_folder: Path) -> TrainResult:
             print(f"validation: {validation.report}", file=sys.stderr)
         model = trainable_model(checkpoint, device)
         configured = {"eos_token_id": checkpoint.config.get("eos_token_id"), **checkpoint.generation_config}
-    check_positions(recipe.data.sequence_length, model)
+    check_positions(recipe.data.sequence_length, model.config)
     facts = recipe.model_dump(mode="json", exclude_none=True, exclude=_derived(recipe))
     companions = Companions(
         tokenizer=tokenizer,
@@ -155,24 +156,25 @@ def conversations_of(sources: Sequence[ConversationSource]) -> Iterator[Conversa
 
     Raises:
         NotFoundError: a pattern matches no file.
-        FormatError: a row is no conversation; `where` is the file and the line.
+        FormatError: a row is no conversation, `where` is the file and the line; or a source has none.
     """
     from camelid.data.conversations import read_conversations
 
     for source in sources:
         paths = _files(source.files)
+        found = False
         for _ in range(source.repeats):
-            yield from read_conversations(paths)
+            for conversation in read_conversations(paths):
+                found = True
+                yield conversation
+        if not found:
+            raise FormatError("there is no conversation in it", where=source.files)
 
 
 def _files(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
-    if path.is_file():
-        return [path]
-    anchor = Path(path.anchor)
-    files = sorted(file for file in anchor.glob(str(path.relative_to(anchor))) if file.is_file())
+    files = [file for file in matching_paths(pattern) if file.is_file()]
     if not files:
-        hint = "name its files: 'folder/*.jsonl'" if path.is_dir() else None
+        hint = "name its files: 'folder/*.jsonl'" if Path(pattern).expanduser().is_dir() else None
         raise NotFoundError("no file of conversations matches", where=pattern, hint=hint)
     return files
 

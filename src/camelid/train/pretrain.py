@@ -115,7 +115,7 @@ def pretrain(recipe: PretrainRecipe, run_folder: Path, *, data: TrainingData | N
 
     data = data or open_data(recipe)
     model, generation_config = starting_point(recipe, pick_device(recipe.device), data.tokenizer)
-    check_positions(recipe.data.sequence_length, model)
+    check_positions(recipe.data.sequence_length, model.config)
     facts = recipe.model_dump(mode="json", exclude_none=True)
     companions = Companions(
         tokenizer=data.tokenizer,

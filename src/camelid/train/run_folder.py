@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from camelid.checkpoint.base import Checkpoint
     from camelid.data.batch import BatchSource
-    from camelid.model.base import LanguageModel
+    from camelid.model.base import LanguageModel, ModelConfig
     from camelid.tokenizer import Tokenizer
     from camelid.train.checkpointing import Companions
     from camelid.train.settings import TrainSettings
@@ -87,13 +87,13 @@ def trainable_model(checkpoint: Checkpoint, device: torch.device) -> LanguageMod
     return model
 
 
-def check_positions(sequence_length: int, model: LanguageModel) -> None:
+def check_positions(sequence_length: int, config: ModelConfig) -> None:
     """Refuse sequences that are longer than a model's positions.
 
     Raises:
         RecipeError: they are.
     """
-    positions = model.config.max_position_embeddings
+    positions = config.max_position_embeddings
     if sequence_length > positions:
         what = f"{sequence_length} tokens are more than the {positions} positions of the model"
         raise RecipeError(what, where="data.sequence_length")

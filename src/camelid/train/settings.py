@@ -62,7 +62,7 @@ class TrainSettings(Recipe):
     """Compile each block with torch.compile."""
     activation_checkpointing: bool = False
     """Keep only the blocks' inputs and compute the rest again in the backward pass."""
-    seed: CountOrZero = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     checkpoint_every: Count = 500
     """Steps between checkpoints; the last two are kept."""
     milestone_every: CountOrZero = 0

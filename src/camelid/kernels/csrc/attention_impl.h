@@ -78,8 +78,9 @@ inline float unnormalised_softmax(float *scores, std::size_t visible, std::size_
     for (std::size_t j = visible; j < whole_vectors(visible); ++j) scores[j] = scores[0];
     Vector most = load(scores);
     for (std::size_t j = kLanes; j < visible; j += kLanes) most = larger(most, load(scores + j));
-    const float offset = largest(most) * scale;
-    for (std::size_t j = 0; j < visible; j += kLanes) store(scores + j, exponential(load(scores + j) * scale - offset));
+    // Subtracted first: of huge scores the rounding of a product with the scale is huge too, and may pass 0.
+    const Vector offset = broadcast(largest(most));
+    for (std::size_t j = 0; j < visible; j += kLanes) store(scores + j, exponential((load(scores + j) - offset) * scale));
     std::fill(scores + visible, scores + columns, 0.0f);
     Vector total{};
     for (std::size_t j = 0; j < visible; j += kLanes) total += load(scores + j);
