@@ -61,8 +61,9 @@ def test_every_weight_stays_near_its_size(name: str, values: np.ndarray) -> None
     block = weight.abs().max().item()
     error = (unpacked(name, weight) - weight).abs().max().item()
     # Half a step, and what the sub-block's own scale and minimum lose when they are rounded to six bits: the largest of
-    # them decides how finely (with five bits of weights, at most 0.49 + 0.25 steps). Below 2^-24 a half is zero.
-    assert error <= 1.75 * block * STEP[name] + 130 * 2**-24
+    # them decides how finely (with five bits of weights, at most 0.49 + 0.25 steps). The block's factor is a half, off
+    # by up to 2^-25 where it is tiny, and stands for up to 32 · 128 of the weights' units (Q6_K).
+    assert error <= 1.75 * block * STEP[name] + 32 * 128 * 2**-25
     assert math.isfinite(error)
 
 
@@ -70,6 +71,7 @@ def test_every_weight_stays_near_its_size(name: str, values: np.ndarray) -> None
 def test_zeros_and_what_a_half_cannot_hold_become_zeros(name: str) -> None:
     weight = torch.zeros(3, 256)
     weight[1] = 1e-42
+    weight[2, 1::2] = 1.2e-38
     weight[2, ::2] = -1e-12
     assert bool((unpacked(name, weight) == 0).all())
 

@@ -30,6 +30,9 @@ _SINGULAR: Final = 1e-5
 REFITS: Final = 1
 """Times that the best candidate is fitted again; more lower the error by less than one in ten thousand."""
 
+VANISHING: Final = 1e-30
+"""Weights below this count as zeros."""
+
 
 def sub_blocks(blocks_GS: Tensor, size: int) -> Tensor:
     """Blocks [G, 256] as sub-blocks [S, N] of `size` elements."""
@@ -139,7 +142,8 @@ def fit_symmetric(x_SN: Tensor, weights_SN: Tensor, candidates: Sequence[float],
         d as fp32 [N].
     """
     largest_N = x_SN.gather(0, x_SN.abs().argmax(dim=0, keepdim=True)).squeeze(0)
-    inverse_N = reciprocal(largest_N)
+    # A half holds no scale of such weights; their reciprocals times a level would overflow.
+    inverse_N = reciprocal(largest_N.where(largest_N.abs() > VANISHING, torch.zeros_like(largest_N)))
     weighted_SN = weights_SN * x_SN
     scale_N = torch.zeros_like(largest_N)
     best_N = torch.zeros_like(largest_N)
