@@ -6,7 +6,7 @@ from tiny_run import VOCAB_SIZE, tiny_model
 from torch.nn import functional as F
 
 from camelid.model.attention import PackedContext
-from camelid.train.losses import chunked_cross_entropy
+from camelid.train.losses import _plain_softmax, _softmax, chunked_cross_entropy
 
 
 def problem(seed: int = 0, tokens: int = 37, scale: float = 1.0):
@@ -38,6 +38,14 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(chunk_tokens: int, z
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         assert (grad - expected_grad).norm() <= 1e-6 * expected_grad.norm()
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_what_a_compiler_is_given_says_the_same(z_loss: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits, targets = torch.randn(40, 60, generator=generator) * 9, torch.randint(60, (40,), generator=generator)
+    expected = _plain_softmax(logits.clone(), targets, z_loss)
+    torch.testing.assert_close(_softmax(logits.clone(), targets, z_loss), expected)
 
 
 def test_steep_logits_are_as_exact_as_the_plain_loss() -> None:

@@ -104,7 +104,7 @@ def window_nats(model: LanguageModel, windows: Sequence[Window]) -> list[NDArray
         model.eval()
     device = next(model.parameters()).device
     lengths = [len(window.ids_N) - 1 for window in windows]
-    context = PackedContext(lengths)
+    context = PackedContext(lengths, device)
     ids_T = _tensor([window.ids_N[:-1] for window in windows], device)
     hidden_TE: torch.Tensor = model(ids_T, context.positions(device), context)
     ends = np.cumsum(lengths)

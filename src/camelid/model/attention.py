@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from camelid.kernels.attention import attention_runs_on, packed_attention
+from camelid.kernels.flash import flash_attention, flash_runs_on, layout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,10 +93,13 @@ class PackedContext(AttentionContext):
 
     Args:
         lengths: tokens of each sequence; they sum to T.
+        device: where the tokens are. On a CUDA device, 16-bit heads of all sequences then attend in one call.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], device: torch.device | None = None) -> None:
         self.lengths = tuple(lengths)
+        self._device = device
+        self._layout = layout(self.lengths, device) if device is not None and device.type == "cuda" else None
         self._pieces: dict[Chunks, PackedContext] = {}
 
     def positions(self, device: torch.device | None = None) -> Tensor:
@@ -110,6 +114,9 @@ class PackedContext(AttentionContext):
         self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float, reach: Reach | None = None
     ) -> Tensor:
         """Causal attention inside each sequence; by torch, sequences of one length share one kernel call."""
+        if self._layout is not None and reach is None and flash_runs_on(q_THD, k_TKD, v_TKD):
+            # First of all: a compiled model must not look at the lengths, or it would be compiled for these alone.
+            return flash_attention(q_THD, k_TKD, v_TKD, self._layout, scale=scale)
         assert sum(self.lengths) == len(q_THD), "the sequences' lengths must sum to the tokens"
         if reach is not None and max(self.lengths) > reach.size:
             return self._attend_within(reach, layer, q_THD, k_TKD, v_TKD, scale)
@@ -129,7 +136,7 @@ class PackedContext(AttentionContext):
         if isinstance(reach, Chunks):
             if reach not in self._pieces:
                 pieces = [piece for length in self.lengths for piece in reach.pieces(length)]
-                self._pieces[reach] = PackedContext(pieces)
+                self._pieces[reach] = PackedContext(pieces, self._device)
             return self._pieces[reach].attend(layer, q_THD, k_TKD, v_TKD, scale=scale)
         documents = zip(*(torch.split(x, list(self.lengths)) for x in (q_THD, k_TKD, v_TKD)), strict=True)
         masks = {n: visible_keys(range(n), 0, reach, q_THD.device) for n in set(self.lengths)}

@@ -217,7 +217,7 @@ def _update(config: ModelConfig, probed: Any, workload: Workload, clock: _Clock,
 def _forward_backward(model: LanguageModel, lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
     model.zero_grad(set_to_none=True)
     ids_T = torch.zeros(sum(lengths), dtype=torch.int64, device=device)
-    context = PackedContext(lengths)
+    context = PackedContext(lengths, device)
     positions_T = context.positions(device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         hidden_TE = model(ids_T, positions_T, context)

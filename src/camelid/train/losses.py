@@ -5,6 +5,8 @@ Shape suffixes: T tokens, N those of them that count, C tokens of one chunk, E h
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -19,6 +21,9 @@ equally fast. An accelerator needs longer products to be busy."""
 ACCELERATOR_CHUNK_BYTES = 1 << 30
 MIN_CHUNK_TOKENS = 128
 """Below it the products themselves slow down: on a CPU by a fifth at 64 tokens."""
+
+
+Softmax = Callable[["Tensor", "Tensor", float], tuple["Tensor", "Tensor", "Tensor"]]
 
 
 class LossSums(NamedTuple):
@@ -39,6 +44,7 @@ def chunked_cross_entropy(
     z_loss: float = 0.0,
     compute_dtype: torch.dtype | None = None,
     chunk_tokens: int | None = None,
+    compiled: bool = False,
 ) -> LossSums:
     """Weighted cross-entropy of `hidden · outputᵀ`, one chunk of tokens at a time.
 
@@ -54,6 +60,7 @@ def chunked_cross_entropy(
             2204.02311, §5).
         compute_dtype: of the matrix products; None: the hidden states' own. Softmax and sums are fp32 in any case.
         chunk_tokens: tokens of one chunk; None: `default_chunk_tokens`.
+        compiled: let torch.compile make few passes over the logits of many; on a CPU it changes nothing.
     """
     if chunk_tokens is None:
         chunk_tokens = default_chunk_tokens(output_VE.shape[0], output_VE.device)
@@ -62,7 +69,8 @@ def chunked_cross_entropy(
     if len(counted_N) < len(weights_T):
         hidden_TE, targets_T, weights_T = hidden_TE[counted_N], targets_T[counted_N], weights_T[counted_N]
     apply = cast("Any", _ChunkedCrossEntropy.apply)
-    return LossSums(*apply(hidden_TE, output_VE, targets_T, weights_T, z_loss, dtype, chunk_tokens))
+    softmax = _compiled_softmax() if compiled and hidden_TE.device.type != "cpu" else _softmax
+    return LossSums(*apply(hidden_TE, output_VE, targets_T, weights_T, z_loss, dtype, chunk_tokens, softmax))
 
 
 def default_chunk_tokens(vocab_size: int, device: torch.device) -> int:
@@ -84,6 +92,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         z_loss: float,
         dtype: torch.dtype,
         chunk_tokens: int,
+        softmax: Softmax,
     ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_output = ctx.needs_input_grad[:2]
         hidden_grad_NE = torch.empty_like(hidden_NE) if wants_hidden else None
@@ -95,22 +104,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for begin in range(0, len(hidden_NE), chunk_tokens):
             chunk = slice(begin, begin + chunk_tokens)
             hidden_CE = hidden_NE[chunk].to(dtype)
-            logits_CV = torch.mm(hidden_CE, typed_VE.T, out=space_CV[: len(hidden_CE)]).float()
-            weights_C, targets_C1 = weights_N[chunk], targets_N[chunk, None]
-            target_logits_C = logits_CV.gather(1, targets_C1)[:, 0]
-            largest_C = logits_CV.amax(1)
-            probs_CV = torch.softmax(logits_CV, 1, out=logits_CV)
-            # The largest probability is exp(0) / Σ exp(logit − largest) and at least 1/V: its logarithm is safe.
-            logsumexp_C = largest_C - probs_CV.amax(1).log()
-            cross_entropies.append(weights_C * (logsumexp_C - target_logits_C))
+            logits_CV = torch.mm(hidden_CE, typed_VE.T, out=space_CV[: len(hidden_CE)])
+            weights_C = weights_N[chunk]
+            cross_entropy_C, logsumexp_C, grad_CV = softmax(logits_CV, targets_N[chunk], z_loss)
+            cross_entropies.append(weights_C * cross_entropy_C)
             logsumexps.append(weights_C * logsumexp_C.square())
-            if hidden_grad_NE is None and output_grad_VE is None:
-                continue
-            # d objective / d logits = scale · (probs − target / pull). The scale goes to the E-wide side of both
-            # products, which saves a pass over the V-wide one.
-            pull_C = 1 + 2 * z_loss * logsumexp_C
-            scale_C1 = (weights_C * pull_C)[:, None]
-            grad_CV = probs_CV.scatter_add_(1, targets_C1, -pull_C.reciprocal()[:, None]).to(dtype)
+            # The scale goes to the E-wide side of both products, which saves a pass over the V-wide one.
+            scale_C1 = (weights_C * (1 + 2 * z_loss * logsumexp_C))[:, None]
             if hidden_grad_NE is not None:
                 hidden_grad_NE[chunk] = (grad_CV @ typed_VE) * scale_C1
             if output_grad_VE is not None:
@@ -135,7 +135,42 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad if grad is None else grad.mul_(objective_grad) for grad in (ctx.hidden_grad_NE, ctx.output_grad_VE)
         ]
         del ctx.hidden_grad_NE, ctx.output_grad_VE
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
+
+
+def _softmax(logits_CV: Tensor, targets_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What a chunk's logits, which are overwritten, say of its targets.
+
+    Returns:
+        Cross-entropies fp32 [C]; logsumexps fp32 [C]; softmax − target / (1 + 2 · z_loss · logsumexp), typed like the
+        logits [C, V]: the gradient of a token's objective up to the factor 1 + 2 · z_loss · logsumexp.
+    """
+    dtype, logits_CV, targets_C1 = logits_CV.dtype, logits_CV.float(), targets_C[:, None]
+    target_logits_C = logits_CV.gather(1, targets_C1)[:, 0]
+    largest_C = logits_CV.amax(1)
+    probs_CV = torch.softmax(logits_CV, 1, out=logits_CV)
+    # The largest probability is exp(0) / Σ exp(logit − largest) and at least 1/V: its logarithm is safe.
+    logsumexp_C = largest_C - probs_CV.amax(1).log()
+    pull_C = 1 + 2 * z_loss * logsumexp_C
+    grad_CV = probs_CV.scatter_add_(1, targets_C1, -pull_C.reciprocal()[:, None]).to(dtype)
+    return logsumexp_C - target_logits_C, logsumexp_C, grad_CV
+
+
+def _plain_softmax(logits_CV: Tensor, targets_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without overwriting, element by element: what a compiler can fuse."""
+    scores_CV = logits_CV.float()
+    logsumexp_C = scores_CV.logsumexp(1)
+    is_target_CV = torch.arange(scores_CV.shape[1], device=scores_CV.device) == targets_C[:, None]
+    target_logits_C = scores_CV.gather(1, targets_C[:, None])[:, 0]
+    pull_C = 1 + 2 * z_loss * logsumexp_C
+    probs_CV = (scores_CV - logsumexp_C[:, None]).exp()
+    grad_CV = torch.where(is_target_CV, probs_CV - pull_C.reciprocal()[:, None], probs_CV).to(logits_CV.dtype)
+    return logsumexp_C - target_logits_C, logsumexp_C, grad_CV
+
+
+@cache
+def _compiled_softmax() -> Softmax:
+    return cast("Softmax", torch.compile(_plain_softmax, fullgraph=True))
 
 
 def _add_product(sum_VE: Tensor, a_VC: Tensor, b_CE: Tensor, *, first: bool) -> None:

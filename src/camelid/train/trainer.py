@@ -194,7 +194,8 @@ class Trainer:
 
     def _backward(self, number: int, batch: Batch, total_weight: float) -> float:
         """Add a batch's share to the gradients; its cross-entropy, weighted and summed, in nats."""
-        sums = batch_loss(self.model, batch, self.dtype, z_loss=self.settings.z_loss)
+        settings = self.settings
+        sums = batch_loss(self.model, batch, self.dtype, z_loss=settings.z_loss, compiled=settings.compile)
         nats, objective = float(sums.cross_entropy), float(sums.objective.detach())
         if not math.isfinite(objective):
             raise _not_finite("loss", objective, self.step + 1, _names([number], [batch]))
