@@ -1,6 +1,7 @@
 """Stories for cria, sampled from stories15M by camelid's engine.
 
     python scripts/texts/stories.py MODEL texts/stories.jsonl --stories 6656
+    python scripts/texts/stories.py MODEL runs/stories-1.jsonl --first 50000 --at-once 2048   # on a GPU
 
 MODEL is stories15M as llama2.c's `stories15M.bin`, with Llama 2's `tokenizer.model` in the same folder. Story n is
 drawn with the seed n, so that any of them can be drawn again; the texts are written in that order, window by window,
@@ -17,7 +18,7 @@ from camelid.base.progress import progress
 from camelid.engine.params import SamplingParams
 from camelid.llm import load
 
-WINDOW = 512
+WINDOW = 8192
 """Stories that are queued together."""
 
 MAX_TOKENS = 255
@@ -30,11 +31,12 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--stories", type=int, default=6656)
     parser.add_argument("--first", type=int, default=0, help="the first story's number")
+    parser.add_argument("--at-once", type=int, default=128, help="stories that are told together")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--min-p", type=float, default=0.02)
     arguments = parser.parse_args()
 
-    llm = load(arguments.model, max_sequences=128)
+    llm = load(arguments.model, max_sequences=arguments.at_once)
     done = _whole_windows(arguments.output)
     with progress("stories", arguments.stories, unit="stories") as shown:
         shown.advance(done)

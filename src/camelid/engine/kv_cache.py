@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from camelid.model.attention import AttentionContext, causal_attention, visible_keys
+from camelid.model.attention import AttentionContext, PackedContext, causal_attention, visible_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,6 +174,18 @@ class _Fresh:
 
 
 @dataclass(frozen=True, slots=True)
+class _FreshTogether:
+    """Sequences without a past that lie side by side, on a device where one call serves them all."""
+
+    rows: slice
+    context: PackedContext
+
+    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        q, k, v = (x[self.rows] for x in (q_THD, k_TKD, v_TKD))
+        return self.context.attend(0, q, k, v, scale=scale)
+
+
+@dataclass(frozen=True, slots=True)
 class _Continued:
     """A sequence with a past, read where it lies if that is in one piece, else gathered."""
 
@@ -223,7 +235,8 @@ def _routes(spans: list[_Span], cache: PagedKVCache, reach: Reach | None = None)
     ]
     if len(together) < 2:
         together = []
-    grouped = {span.start for span in together}
+    fresh = _side_by_side(spans) if cache.device.type == "cuda" and reach is None else []
+    grouped = {span.start for span in (*together, *fresh)}
     routes: list[_Route] = [
         _alone(span, cache) if reach is None or span.sees_all(reach) else _within(reach, span, cache)
         for span in spans
@@ -231,7 +244,18 @@ def _routes(spans: list[_Span], cache: PagedKVCache, reach: Reach | None = None)
     ]
     if together:
         routes.append(_decoded(together, cache))
+    if fresh:
+        context = PackedContext([span.query_len for span in fresh], cache.device)
+        routes.append(_FreshTogether(slice(fresh[0].start, fresh[-1].rows.stop), context))
     return routes
+
+
+def _side_by_side(spans: list[_Span]) -> list[_Span]:
+    """The sequences without a past, if there are several and no other lies between them."""
+    fresh = [span for span in spans if span.cached_len == 0]
+    num_tokens = sum(span.query_len for span in fresh)
+    in_one_piece = len(fresh) > 1 and fresh[-1].rows.stop - fresh[0].start == num_tokens
+    return fresh if in_one_piece else []
 
 
 def _alone(span: _Span, cache: PagedKVCache) -> _Route:
