@@ -1,11 +1,11 @@
-"""Questions of all kinds for cria, invented and answered by SmolLM2-135M-Instruct in camelid's engine.
+"""Small talk and simple questions for cria, answered by SmolLM2-135M-Instruct in camelid's engine.
 
     python scripts/texts/dialogues.py runs/dialogues.jsonl
     python scripts/texts/dialogues.py runs/dialogues-0.jsonl --share 0/4    # the first of four processes
 
-The model is asked for questions about each topic of `topics.py`; these and the forms below are then put to it. Every
-request's seed is a hash of its own text, so that neither order nor number of processes matters to it. Answers are kept
-if they are plain whole sentences. The file holds conversations in OpenAI's message schema, each with its topic.
+Each form below is asked of each topic of `topics.py`. A request's seed is a hash of its own text, so that neither order
+nor number of processes matters to it. Answers are kept if they are plain whole sentences. The file holds conversations
+in OpenAI's message schema, each with its topic.
 """
 
 from __future__ import annotations
@@ -33,29 +33,32 @@ MODEL = "smollm2-135m-instruct"
 SHORT = "You answer children. Use one short, simple sentence."
 LONG = "You explain things to children in a few short, simple sentences."
 
-INVENT = (
-    "Write one question that a child could ask about {topic}. Reply with the question only.",
-    "What would somebody who is curious want to know about {topic}? Reply with one short question.",
-    "Write a short question about {topic} that starts with Why.",
-    "Write a short question about {topic} that starts with How.",
-    "Write a short question about {topic} that starts with What.",
-)
-INVENTED_EACH = 4
-"""Draws of each form."""
-
 SHORT_FORMS = (
     "What is {topic}?",
     "Tell me something about {topic}.",
+    "Tell me a fact about {topic}.",
     "What do you know about {topic}?",
     "Why do people like {topic}?",
+    "Why is {topic} important?",
     "Do you like {topic}?",
     "What can you do with {topic}?",
     "Where can I find {topic}?",
-    "What colour is {topic}?",
     "What does {topic} look like?",
-    "Is {topic} important?",
+    "How does {topic} work?",
+    "Describe {topic}.",
+    "What is special about {topic}?",
+    "What makes {topic} interesting?",
+    "Can you describe {topic} in one sentence?",
+    "How would you explain {topic} to a child?",
+    "What is {topic} for?",
+    "Say something nice about {topic}.",
 )
-LONG_FORMS = ("Tell me about {topic}.", "Explain {topic} to me.", "Can you tell me more about {topic}?")
+LONG_FORMS = (
+    "Tell me about {topic}.",
+    "Explain {topic} to me.",
+    "Can you tell me more about {topic}?",
+    "Write a few sentences about {topic}.",
+)
 
 FEELINGS = """happy sad tired hungry angry afraid bored lonely excited sick proud curious cold hot thirsty sleepy lucky
 shy lost busy worried nervous silly jealous""".split()
@@ -81,7 +84,9 @@ THINGS_TO_SAY = (
     "What is the best thing in the world?", "Give me some advice.", "Say something nice.", "Cheer me up!",
 )  # fmt: skip
 
-WINDOW = 4096
+SMALL_TALK_DRAWS = 8
+
+WINDOW = 2048
 """Requests that are queued together."""
 
 SENTENCES = re.compile(r"[A-Z\"][A-Za-z0-9 ,.;:'\"!?()-]{8,500}[.!?]\"?")
@@ -98,7 +103,6 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--share", default="0/1", help="which of how many parts of the topics: first is 0/n")
-    parser.add_argument("--draws", type=int, default=2, help="answers drawn to every question")
     parser.add_argument("--topics", type=int, default=None, help="how many of them at most")
     parser.add_argument("--at-once", type=int, default=64, help="sequences that run together")
     arguments = parser.parse_args()
@@ -106,17 +110,16 @@ def main() -> None:
     number, parts = map(int, arguments.share.split("/"))
     llm = load(arguments.model, max_sequences=arguments.at_once, max_context=320)
     chosen = topics()[number::parts][: arguments.topics]
-    asked = [*invented(llm, chosen), *formed(chosen)]
+    numbered = [(*question, 0) for question in formed(chosen)]
     if number == 0:
-        asked += small_talk()
-    asked = [(*question, draw) for question in dict.fromkeys(asked) for draw in range(arguments.draws)]
+        numbered += [(*question, draw) for question in small_talk() for draw in range(SMALL_TALK_DRAWS)]
 
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with (
         arguments.output.open("w", encoding="utf-8", newline="\n") as file,
-        progress("answers", len(asked), unit="answers") as shown,
+        progress("answers", len(numbered), unit="answers") as shown,
     ):
-        for window in _windows(asked):
+        for window in _windows(numbered):
             prompts = [_conversation(system, question) for _, system, question, _ in window]
             seeds = [seed_of(f"{question}/{draw}") for _, _, question, draw in window]
             lengths = [56 if system == SHORT else 120 for _, system, _, _ in window]
@@ -132,22 +135,6 @@ def main() -> None:
 
 Question = tuple[str, str, str]
 """Topic, system prompt under which it is answered, and its text."""
-
-
-def invented(llm: LLM, chosen: Sequence[str]) -> list[Question]:
-    """What the model would ask about the topics."""
-    wanted = [(topic, form, draw) for topic in chosen for form in INVENT for draw in range(INVENTED_EACH)]
-    found: list[Question] = []
-    with progress("questions", len(wanted), unit="questions") as shown:
-        for window in _windows(wanted):
-            prompts = [[_user(form.format(topic=topic))] for topic, form, _ in window]
-            seeds = [seed_of(f"{form.format(topic=topic)}/{draw}") for topic, form, draw in window]
-            for (topic, _, _), reply in zip(window, replies(llm, prompts, seeds, [40] * len(window)), strict=True):
-                line = reply.strip().split("\n")[0].strip().strip('"')
-                if re.fullmatch(r"(Why|How|What|Where|When|Who|Can|Do|Does|Is|Are)\b[A-Za-z0-9 ,'-]{6,110}\?", line):
-                    found.append((topic, SHORT, line))
-            shown.advance(len(window))
-    return found
 
 
 def formed(chosen: Sequence[str]) -> list[Question]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from camelid.base.errors import ConfigError, FormatError
 from camelid.model.linear import Linear
+from camelid.train.muon import Muon
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,12 +55,11 @@ class Optimizer:
             )
         if muon:
             self._parts.append(
-                torch.optim.Muon(
+                Muon(
                     [p for name, p in self._named.items() if name in muon],
                     lr=settings.learning_rate,
                     weight_decay=settings.weight_decay,
                     momentum=settings.momentum,
-                    adjust_lr_fn="match_rms_adamw",
                 )
             )
 
@@ -112,7 +112,7 @@ class Optimizer:
                 }
 
     def _expected(self, part: torch.optim.Optimizer) -> list[tuple[tuple[str, ...], str]]:
-        kinds = ("momentum_buffer",) if isinstance(part, torch.optim.Muon) else ("step", "exp_avg", "exp_avg_sq")
+        kinds = ("momentum_buffer",) if isinstance(part, Muon) else ("step", "exp_avg", "exp_avg_sq")
         held = {id(parameter) for group in part.param_groups for parameter in group["params"]}
         return [(kinds, name) for name, parameter in self._named.items() if id(parameter) in held]
 
