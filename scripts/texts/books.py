@@ -1,6 +1,8 @@
-"""The books of `texts/books`: public-domain classics, cut into passages, a file an author.
+"""The books of `texts/books` and `texts/library`: public-domain classics, cut into passages, a file an author.
 
-    python scripts/texts/books.py books.jsonl.gz texts/books
+    python scripts/texts/books.py books.jsonl.gz texts
+
+The library has the books that are not mostly for children.
 
 The input has a book a line: author, title and text in Markdown (github.com/mlschmitt/classic-books-markdown, commit
 9448827). Passages end between paragraphs, so that some can be held out of a book that others are learned from.
@@ -29,7 +31,6 @@ AUTHORS = {
     "Oscar Wilde",
 }
 TITLES = {
-    "Adventures of Huckleberry Finn",
     "Around the World in 80 Days",
     "Kidnapped",
     "The Adventure of the Blue Carbuncle",
@@ -40,8 +41,9 @@ TITLES = {
     "The Time Machine",
     "Treasure Island",
 }
-LEFT_OUT = {"A Lady Of Quality", "Hospital Sketches", "The Abbot's Ghost: A Christmas Story"}
-"""Not for children, as the rest of the shelf is."""
+NOT_FOR_CHILDREN = {"A Lady Of Quality", "Hospital Sketches", "The Abbot's Ghost: A Christmas Story"}
+LEFT_OUT = {"Adventures of Huckleberry Finn", "The Adventure of the Six Napoleons"}
+"""Full of a word that no model should learn to say; and what models are measured on."""
 
 PASSAGE = 4000
 """Characters of a passage, at least: about a thousand tokens."""
@@ -53,24 +55,30 @@ SHORTEST = 400
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("books", type=Path)
-    parser.add_argument("output", type=Path)
+    parser.add_argument("texts", type=Path)
     arguments = parser.parse_args()
 
-    shelves: dict[str, list[str]] = {}
+    shelves: dict[Path, list[str]] = {}
     with gzip.open(arguments.books, "rt", encoding="utf-8") as file:
         for book in map(json.loads, file):
-            if (book["author"] in AUTHORS or book["title"] in TITLES) and book["title"] not in LEFT_OUT:
-                shelf = shelves.setdefault(book["author"], [])
-                for passage in passages(plain(book["text"])):
-                    entry = {"author": book["author"], "title": book["title"], "text": passage}
-                    shelf.append(json.dumps(entry, ensure_ascii=False) + "\n")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    for author, lines in shelves.items():
+            if book["title"] in LEFT_OUT:
+                continue
+            author = book["author"].split()[-1].lower()
+            shelf = shelves.setdefault(arguments.texts / room(book) / f"{author}.jsonl.zst", [])
+            for passage in passages(plain(book["text"])):
+                entry = {"author": book["author"], "title": book["title"], "text": passage}
+                shelf.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    for path, lines in shelves.items():
         content = "".join(lines).encode()
-        name = author.split()[-1].lower()
         packed = zstandard.ZstdCompressor(level=19).compress(content)
-        (arguments.output / f"{name}.jsonl.zst").write_bytes(packed)
-        print(f"{name}: {len(lines)} passages, {len(content) / 1e6:.1f} MB, {len(packed) / 1e6:.1f} MB packed")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(packed)
+        print(f"{path}: {len(lines)} passages, {len(content) / 1e6:.1f} MB, {len(packed) / 1e6:.1f} MB packed")
+
+
+def room(book: dict[str, str]) -> str:
+    for_children = book["author"] in AUTHORS or book["title"] in TITLES
+    return "books" if for_children and book["title"] not in NOT_FOR_CHILDREN else "library"
 
 
 def plain(markdown: str) -> str:

@@ -1,4 +1,4 @@
-"""Requests for the stories of `texts/stories.jsonl.zst`, so that cria can be asked for one.
+"""Requests for some stories of `texts/stories.jsonl.zst`, so that cria can be asked for one.
 
     python scripts/texts/story_requests.py texts/stories.jsonl.zst texts/requests.jsonl.zst
 
@@ -39,11 +39,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stories", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--requests", type=int, default=16_000, help="how many of the stories are asked for")
     arguments = parser.parse_args()
 
     packed = zstandard.ZstdDecompressor().stream_reader(arguments.stories.read_bytes()).read()
     lines = []
-    for number, line in enumerate(packed.decode().splitlines()):
+    stories = list(enumerate(packed.decode().splitlines()))
+    for number, line in random.Random("requests").sample(stories, min(arguments.requests, len(stories))):
         story = whole_sentences(json.loads(line)["text"])
         chance = random.Random(f"requests/{number}")
         messages = [{"role": "user", "content": request(story, chance)}, {"role": "assistant", "content": story}]

@@ -43,6 +43,19 @@ class PackageSource:
 
 
 @dataclass(frozen=True)
+class BundledSource:
+    """Weights that come with camelid itself."""
+
+    file: str
+    """Below the package's own folder."""
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies."""
+        return Path(__file__).parent.parent / self.file
+
+
+@dataclass(frozen=True)
 class HubSource:
     """Weights in a repository of the Hugging Face hub, which vouches for its files' hashes."""
 
@@ -61,7 +74,7 @@ class CatalogueEntry:
     name: str
     preset: str
     """Its shape: a key of `camelid.model.presets.PRESETS`."""
-    source: PackageSource | HubSource
+    source: PackageSource | BundledSource | HubSource
     sampling: Mapping[str, float] = field(default_factory=dict)
     """What its makers recommend, where the checkpoint itself does not say: fields of `SamplingParams`."""
 
@@ -105,6 +118,7 @@ def _catalogue() -> dict[str, CatalogueEntry]:
     calm = {"temperature": 0.0, "repetition_penalty": 1.05}
     entries = [
         CatalogueEntry("smollm2-135m-instruct", "smollm2-135m", SMOLLM2, calm),
+        CatalogueEntry("cria", "cria", BundledSource("weights/cria.gguf"), {"temperature": 0.7, "min_p": 0.1}),
     ]
     entries += [
         CatalogueEntry(p.name, p.name, HubSource(p.hub_id)) for p in PRESETS.values() if p.hub_id and not p.pickled
@@ -148,6 +162,8 @@ def exists(path: Path) -> bool:
 
 def find(entry: CatalogueEntry) -> Path | None:
     """Where an entry's weights lie on this machine, None if they have not been pulled."""
+    if isinstance(entry.source, BundledSource):
+        return entry.source.path
     if isinstance(entry.source, PackageSource):
         pulled = pulled_file(entry.name, entry.source)
         return pulled if pulled.is_file() else _installed_file(entry.source)

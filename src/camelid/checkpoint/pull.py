@@ -31,7 +31,17 @@ from camelid.base.errors import FormatError, NetworkError, NotFoundError, Resour
 from camelid.base.files import atomic_file, check_free_space, sha256
 from camelid.base.progress import progress
 from camelid.base.runtime import home
-from camelid.checkpoint.catalogue import CATALOGUE, HUB_ID, HubSource, PackageSource, exists, find, pulled_file, resolve
+from camelid.checkpoint.catalogue import (
+    CATALOGUE,
+    HUB_ID,
+    BundledSource,
+    HubSource,
+    PackageSource,
+    exists,
+    find,
+    pulled_file,
+    resolve,
+)
 from camelid.checkpoint.download import CHUNK_BYTES, Connection, download
 
 if TYPE_CHECKING:
@@ -50,7 +60,7 @@ class Installed:
     path: Path
     num_bytes: int
     origin: str
-    """ "pulled", "package" (part of an installed Python package) or "hub" (in the hub's cache)."""
+    """ "pulled", "package" (part of an installed Python package), "camelid" (of this one) or "hub" (in its cache)."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +86,11 @@ def pull(name: str, *, revision: str | None = None) -> Path:
         ResourceError: the disk is full; nothing lies under the final name.
     """
     entry = CATALOGUE.get(name)
+    if entry is not None and revision is not None and not isinstance(entry.source, HubSource):
+        raise NotFoundError(f"'{name}' has no revisions", hint="leave --revision out")
+    if entry is not None and isinstance(entry.source, BundledSource):
+        return entry.source.path
     if entry is not None and isinstance(entry.source, PackageSource):
-        if revision is not None:
-            raise NotFoundError(f"'{name}' has no revisions", hint="leave --revision out")
         here = find(entry)
         if here is not None and sha256(here) == entry.source.sha256:
             return here
@@ -107,6 +119,8 @@ def installed() -> list[Installed]:
     """Every catalogue model and hub model on this machine."""
     models = []
     for name, entry in CATALOGUE.items():
+        if isinstance(entry.source, BundledSource):
+            models.append(Installed(name, entry.source.path, entry.source.path.stat().st_size, "camelid"))
         if isinstance(entry.source, PackageSource) and (path := find(entry)) is not None:
             origin = "pulled" if path == pulled_file(name, entry.source) else "package"
             models.append(Installed(name, path, path.stat().st_size, origin))
@@ -125,6 +139,8 @@ def remove(name: str) -> int:
         NotFoundError: it has not been pulled, or belongs to an installed Python package.
     """
     entry = CATALOGUE.get(name)
+    if entry is not None and isinstance(entry.source, BundledSource):
+        raise NotFoundError(f"'{name}' comes with camelid and was never pulled")
     if entry is not None and isinstance(entry.source, PackageSource):
         return _remove_pulled(name, entry.source)
     if entry is None and not HUB_ID.fullmatch(name):

@@ -43,7 +43,7 @@ def rm(name: Annotated[str, typer.Argument(help="A model that was pulled.")]) ->
 
 
 def _catalogue() -> list[dict[str, Any]]:
-    from camelid.checkpoint.catalogue import CATALOGUE, PackageSource
+    from camelid.checkpoint.catalogue import CATALOGUE, BundledSource, HubSource, PackageSource
     from camelid.checkpoint.pull import installed
     from camelid.model.presets import PRESETS
 
@@ -51,9 +51,15 @@ def _catalogue() -> list[dict[str, Any]]:
     rows = []
     for entry in CATALOGUE.values():
         preset = PRESETS[entry.preset]
-        hub_id = None if isinstance(entry.source, PackageSource) else entry.source.repo_id
+        hub_id = entry.source.repo_id if isinstance(entry.source, HubSource) else None
         local = here.pop(entry.name, None) or here.pop(hub_id or "", None)
-        where = f"package {entry.source.package}" if isinstance(entry.source, PackageSource) else f"hub {hub_id}"
+        match entry.source:
+            case PackageSource(package=package):
+                where = f"package {package}"
+            case BundledSource():
+                where = "comes with camelid"
+            case HubSource(repo_id=repo_id):
+                where = f"hub {repo_id}"
         rows.append(
             {"name": entry.name, **_shape(preset.config), "licence": preset.licence, "source": where}
             | {"installed": str(local.path) if local else None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from inspect import signature
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch.nn.attention import varlen
@@ -68,10 +68,9 @@ def flash_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, where: Layout, 
     if "scale" not in TAKEN:
         q_THD = q_THD * (scale * q_THD.shape[-1] ** 0.5)
     starts_N1, longest = where
-    attended_THD: Tensor = varlen.varlen_attn(
-        q_THD, k_TKD, v_TKD, starts_N1, starts_N1, longest, longest, **_options(scale, q_THD.shape[1] != k_TKD.shape[1])
-    )
-    return attended_THD
+    options = _options(scale, q_THD.shape[1] != k_TKD.shape[1])
+    attended_THD = varlen.varlen_attn(q_THD, k_TKD, v_TKD, starts_N1, starts_N1, longest, longest, **options)
+    return cast("Tensor", attended_THD)
 
 
 def _options(scale: float, is_grouped: bool) -> dict[str, Any]:

@@ -188,12 +188,13 @@ STORIES_110M: Final = replace(
     max_position_embeddings=1024,
 )
 CRIA: Final = LlamaConfig(
-    vocab_size=4096,
-    hidden_size=192,
-    intermediate_size=512,
-    num_hidden_layers=6,
-    num_attention_heads=6,
-    max_position_embeddings=512,
+    vocab_size=8192,
+    hidden_size=512,
+    intermediate_size=1408,
+    num_hidden_layers=10,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    max_position_embeddings=1024,
     rms_norm_eps=1e-5,
     tie_word_embeddings=True,
 )
