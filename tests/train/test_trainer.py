@@ -11,9 +11,10 @@ import torch
 from tiny_run import TinyBatches, concatenated, settings, tiny_model
 
 from camelid.base.errors import CamelidError, TrainingError
+from camelid.train.batch_loss import batch_loss
 from camelid.train.metrics import read_metrics
 from camelid.train.settings import OptimizerSettings, ScheduleSettings
-from camelid.train.trainer import Trainer, compute_dtype
+from camelid.train.trainer import Trainer, as_written, compute_dtype, prepare_blocks
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "train" / "golden_losses.json"
 
@@ -186,3 +187,18 @@ def test_a_recipe_problem_says_the_next_thing_to_try(make_trainer) -> None:
     with pytest.raises(CamelidError) as caught:
         make_trainer(steps=5)
     assert caught.value.hint
+
+
+def test_samples_and_validation_make_a_compiled_model_compile_nothing_more(monkeypatch) -> None:
+    compile_block = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_block(self, backend="eager"))
+    model = tiny_model()
+    prepare_blocks(model, activation_checkpointing=False, compiled=True)
+    batch_loss(model, TinyBatches().batch(0), torch.float32)
+    compiled = dict(torch._dynamo.utils.counters["stats"])
+
+    with as_written(), torch.no_grad():
+        batch_loss(model, TinyBatches(lengths=(9, 7)).batch(0), torch.float32)
+
+    assert dict(torch._dynamo.utils.counters["stats"]) == compiled
+    assert compiled["unique_graphs"] > 0

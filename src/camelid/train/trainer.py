@@ -37,6 +37,7 @@ from camelid.train.validation import held_out_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from camelid.data.batch import Batch, BatchSource
@@ -138,7 +139,9 @@ class Trainer:
                 metrics_file.append(metrics)
                 display.show(metrics)
                 if self._sampler is not None and self._is_due(settings.sample_every):
-                    for sample in self._sampler.write(self.step):
+                    with as_written():
+                        samples = self._sampler.write(self.step)
+                    for sample in samples:
                         samples_file.append(sample)
                         display.say(f"sample {self.step}  {sample.prompt!r} → {sample.text!r}")
                 if self._on_step is not None:
@@ -185,7 +188,8 @@ class Trainer:
         """The metrics with the held-out loss, where it is due."""
         if self._validation is None or not self._is_due(self.settings.validate_every):
             return metrics
-        held_out = held_out_loss(self.model, self._validation, self.dtype, self.settings.validate_batches)
+        with as_written():
+            held_out = held_out_loss(self.model, self._validation, self.dtype, self.settings.validate_batches)
         return replace(metrics, validation_loss=held_out.loss, validation_bits_per_byte=held_out.bits_per_byte)
 
     def _is_due(self, every: int) -> bool:
@@ -235,6 +239,11 @@ def prepare_blocks(model: nn.Module, *, activation_checkpointing: bool, compiled
             block.__dict__["forward"] = partial(checkpoint, block.forward, use_reentrant=False)
         if compiled:
             block.compile()
+
+
+def as_written() -> AbstractContextManager[None]:
+    """Within it, compiled blocks run as Python has them: for what is done seldom, and in ever other shapes."""
+    return cast("AbstractContextManager[None]", cast("Any", torch.compiler.set_stance)("force_eager"))
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
