@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from camelid.model.base import LanguageModel
+    from camelid.model.image_memory import PromptImage
 
 MEMORY_SHARE = 0.25
 """Of the free memory, what the cache may take if its size is not given."""
@@ -78,6 +79,8 @@ class Engine(Generator):
         max_batch_tokens: tokens per forward pass; longer prompts run in chunks. More is quicker on a big device, fewer
             keeps running replies fluent while a long prompt arrives. Default: 512 on a CPU, else 4096.
         max_sequences: sequences that run at one time; more wait.
+        max_images: images of running sequences together, whose keys and values are held. Default: as many as fit into
+            an eighth of the free memory, but at least one.
         on_step: called after each step.
 
     Raises:
@@ -95,10 +98,12 @@ class Engine(Generator):
         block_size: int = 16,
         max_batch_tokens: int | None = None,
         max_sequences: int = 64,
+        max_images: int | None = None,
         on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
         sizes = {"block_size": block_size, "max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
-        for name, size in {**sizes, "max_context": max_context, "cache_tokens": cache_tokens}.items():
+        sizes |= {"max_context": max_context, "cache_tokens": cache_tokens, "max_images": max_images}
+        for name, size in sizes.items():
             if size is not None and size < 1:
                 raise EngineError(f"{name} must be at least 1, not {size}", where=name)
         self.model = model
@@ -129,7 +134,14 @@ class Engine(Generator):
 
         num_blocks = min(capacity // block_size, -(-context // block_size) * max_sequences)
         self._blocks = BlockManager(num_blocks, block_size)
-        self._scheduler = Scheduler(self._blocks, max_batch_tokens=self.max_batch_tokens, max_sequences=max_sequences)
+        self.max_images = max_images or self._images_in_memory()
+        """Images that a sequence may have."""
+        self._scheduler = Scheduler(
+            self._blocks,
+            max_batch_tokens=self.max_batch_tokens,
+            max_sequences=max_sequences,
+            max_images=self.max_images,
+        )
         self._runner = ModelRunner(model, self._allocate(num_blocks))
         self._next_request_id = 0
         self._sequences: dict[int, Sequence] = {}
@@ -140,15 +152,27 @@ class Engine(Generator):
         """Outputs for `step` to return."""
 
     def add(
-        self, prompt_ids: Iterable[int], params: SamplingParams | None = None, *, request_id: int | None = None
+        self,
+        prompt_ids: Iterable[int],
+        params: SamplingParams | None = None,
+        *,
+        images: Iterable[PromptImage] = (),
+        request_id: int | None = None,
     ) -> int:
         """Queue a prompt and return its request id, a fresh one unless given.
 
+        Args:
+            prompt_ids: token ids.
+            params: how to go on; greedily by default.
+            images: those that the prompt's image tokens stand for, in order, as the model's image reader prepares them.
+            request_id: a number that no unfinished request has.
+
         Raises:
             ContextLengthError: the prompt leaves no room for a reply.
-            EngineError: an empty prompt, an id outside the vocabulary, or a request id in use.
+            EngineError: an empty prompt, an id outside the vocabulary, more or fewer images than image tokens, or a
+                request id in use.
         """
-        sequence = self._sequence(prompt_ids, params or SamplingParams(), request_id)
+        sequence = self._sequence(prompt_ids, params or SamplingParams(), request_id, images=images)
         self._enqueue(sequence)
         return sequence.request_id
 
@@ -172,9 +196,13 @@ class Engine(Generator):
             self._finish(sequence, StepOutput(request_id, (), "cancelled"))
 
     def generate(
-        self, prompts: Iterable[Iterable[int]], params: SamplingParams | Iterable[SamplingParams]
+        self,
+        prompts: Iterable[Iterable[int]],
+        params: SamplingParams | Iterable[SamplingParams],
+        *,
+        images: Iterable[Iterable[PromptImage]] | None = None,
     ) -> list[Completion]:
-        """One completion per prompt, in order; one `params` for all, or one each.
+        """One completion per prompt, in order; one `params` for all, or one each; the images of each, if any has some.
 
         Raises:
             ContextLengthError: as for `add`; nothing has run then.
@@ -185,7 +213,12 @@ class Engine(Generator):
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise EngineError(f"{len(prompts)} prompts need as many sampling settings, or one for all, not {len(each)}")
-        sequences = [self._sequence(prompt, p) for prompt, p in zip(prompts, each, strict=True)]
+        of_each = [()] * len(prompts) if images is None else list(images)
+        if len(of_each) != len(prompts):
+            raise EngineError(f"{len(prompts)} prompts need as many lists of images, not {len(of_each)}")
+        sequences = [
+            self._sequence(prompt, p, images=own) for prompt, p, own in zip(prompts, each, of_each, strict=True)
+        ]
         try:
             for sequence in sequences:
                 self._enqueue(sequence, inbox=[])
@@ -206,7 +239,7 @@ class Engine(Generator):
         return self._stream(self._sequence(prompt_ids, params or SamplingParams()))
 
     @torch.inference_mode()
-    def logits(self, ids: Iterable[int]) -> Tensor:
+    def logits(self, ids: Iterable[int], *, images: Iterable[PromptImage] = ()) -> Tensor:
         """Scores of every next token along a sequence, fp32 [S, V]; computed in chunks, outside the engine's cache.
 
         Raises:
@@ -220,12 +253,14 @@ class Engine(Generator):
                 f"{len(ids)} tokens are more than the model's context of {config.max_position_embeddings}",
                 hint="score the text in pieces",
             )
+        images, positions = self._checked_images(ids, images)
+        memory = self.model.image_memory(images, positions) if images else None
         cache = self._allocate(self._blocks.num_blocks_for(len(ids)))
         block_table = list(range(cache.num_blocks))
         logits_SV = torch.empty(len(ids), config.vocab_size, device=self.device, dtype=torch.float32)
         for start in range(0, len(ids), self.max_batch_tokens):
             chunk = ids[start : start + self.max_batch_tokens]
-            context = PagedContext(cache, [len(chunk)], [start], [block_table])
+            context = PagedContext(cache, [len(chunk)], [start], [block_table], [memory])
             hidden_SE = self._runner.hidden(chunk, context)
             logits_SV[start : start + len(chunk)] = self.model.logits(hidden_SE)
         return logits_SV
@@ -340,8 +375,16 @@ class Engine(Generator):
             if output.finish_reason is not None:
                 return
 
-    def _sequence(self, prompt_ids: Iterable[int], params: SamplingParams, request_id: int | None = None) -> Sequence:
+    def _sequence(
+        self,
+        prompt_ids: Iterable[int],
+        params: SamplingParams,
+        request_id: int | None = None,
+        *,
+        images: Iterable[PromptImage] = (),
+    ) -> Sequence:
         ids = self._checked(prompt_ids)
+        images, positions = self._checked_images(ids, images)
         if len(ids) >= self.max_context:
             by_cache = self.max_context < self.model.config.max_position_embeddings
             raise ContextLengthError(
@@ -358,6 +401,8 @@ class Engine(Generator):
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.stop_ids),
             max_length=min(self.max_context, len(ids) + (params.max_tokens or self.max_context)),
+            images=images,
+            image_positions=positions,
         )
 
     def _checked(self, token_ids: Iterable[int]) -> list[int]:
@@ -367,15 +412,31 @@ class Engine(Generator):
             raise EngineError("a prompt is a sequence of integers", hint="encode text first") from error
         if not ids:
             raise EngineError("there are no tokens to go on from", hint="give at least one token, BOS for instance")
-        vocab_size = self.model.config.vocab_size
+        num_ids = self.model.config.num_embeddings
         for extreme in (min(ids), max(ids)):
-            if not 0 <= extreme < vocab_size:
+            if not 0 <= extreme < num_ids:
                 raise EngineError(
-                    f"the token id {extreme} is outside the vocabulary of {vocab_size}",
+                    f"the token id {extreme} is outside the vocabulary of {num_ids}",
                     where=f"position {ids.index(extreme)}",
                     hint="does the tokenizer belong to this model?",
                 )
         return ids
+
+    def _checked_images(
+        self, ids: list[int], images: Iterable[PromptImage]
+    ) -> tuple[tuple[PromptImage, ...], tuple[int, ...]]:
+        """The images of a prompt, and where their tokens stand."""
+        images, token = tuple(images), self.model.config.image_token_id
+        positions = tuple(position for position, i in enumerate(ids) if i == token)
+        if token is None and images:
+            raise EngineError("this model reads text only", hint="leave the images out, or take a model for them")
+        if len(positions) != len(images):
+            raise EngineError(f"the prompt has {len(positions)} image tokens and {len(images)} images")
+        if len(images) > self.max_images:
+            raise EngineError(
+                f"the prompt has {len(images)} images; {self.max_images} is the most", hint="raise max_images"
+            )
+        return images, positions
 
     def _hint_for_missing(self, name: str, parameters: Collection[str]) -> str | None:
         for path, module in self.model.named_modules():
@@ -385,11 +446,18 @@ class Engine(Generator):
 
     def _tokens_in_memory(self) -> int:
         """Tokens whose keys and values fit into the cache's share of the free memory."""
+        share = int(self._free_memory() * MEMORY_SHARE)
+        return share // PagedKVCache.bytes_per_token(self.model.config, self.dtype)
+
+    def _images_in_memory(self) -> int:
+        """Images whose keys and values fit into half as much, at least one; 0 if the model reads none."""
+        per_image = self.model.config.kv_elements_per_image * self.dtype.itemsize
+        return max(int(self._free_memory() * MEMORY_SHARE / 2) // per_image, 1) if per_image else 0
+
+    def _free_memory(self) -> int:
         if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-        else:
-            free = available_memory() or ASSUMED_MEMORY
-        return int(free * MEMORY_SHARE) // PagedKVCache.bytes_per_token(self.model.config, self.dtype)
+            return torch.cuda.mem_get_info(self.device)[0]
+        return available_memory() or ASSUMED_MEMORY
 
     def _allocate(self, num_blocks: int) -> PagedKVCache:
         block_size = self._blocks.block_size

@@ -31,11 +31,16 @@ class ModelRunner:
         Returns:
             Logits fp32 [B, V], a row for each chunk whose `is_last` holds, in order.
         """
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.images and sequence.memory is None:
+                sequence.memory = self.model.image_memory(sequence.images, sequence.image_positions)
         context = PagedContext(
             self.cache,
             [chunk.length for chunk in chunks],
             [chunk.start for chunk in chunks],
             [chunk.sequence.block_table for chunk in chunks],
+            [chunk.sequence.memory for chunk in chunks],
         )
         hidden_TE = self.hidden([i for chunk in chunks for i in chunk.token_ids], context)
         ends = accumulate(chunk.length for chunk in chunks)

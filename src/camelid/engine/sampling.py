@@ -67,6 +67,7 @@ def penalize_repetition(logits_BV: Tensor, sequences: Rows[Sequence]) -> Tensor:
     logits_BV = logits_BV.clone()
     for row in penalized:
         seen = torch.tensor(sequences[row].token_ids, device=logits_BV.device)
+        seen = seen[seen < logits_BV.shape[1]]  # a model may read tokens that it never writes
         penalty = min(max(sequences[row].params.repetition_penalty, SMALLEST), LARGEST)
         logits = logits_BV[row, seen]
         logits_BV[row, seen] = torch.where(logits > 0, logits / penalty, logits * penalty)

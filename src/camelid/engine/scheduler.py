@@ -22,18 +22,21 @@ class Scheduler:
         blocks: the cache's blocks.
         max_batch_tokens: tokens per step, of all sequences together.
         max_sequences: sequences that hold cache blocks at one time.
+        max_images: images of these sequences together; each sequence has fewer or as many.
     """
 
-    def __init__(self, blocks: BlockManager, *, max_batch_tokens: int, max_sequences: int) -> None:
+    def __init__(self, blocks: BlockManager, *, max_batch_tokens: int, max_sequences: int, max_images: int = 0) -> None:
         self.blocks = blocks
         self.max_batch_tokens = max_batch_tokens
         self.max_sequences = max_sequences
+        self.max_images = max_images
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, which must fit into the cache alone at its full length."""
+        assert len(sequence.images) <= self.max_images
         assert self.blocks.num_blocks_for(sequence.max_length) <= self.blocks.num_blocks
         self.waiting.append(sequence)
 
@@ -60,6 +63,8 @@ class Scheduler:
                 budget -= length
         while self.waiting and budget > 0 and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
+            if sequence.images and sum(len(s.images) for s in (*self.running, sequence)) > self.max_images:
+                break
             # One block left to each running sequence, or the newcomer would soon be preempted again by their growth.
             if not self.blocks.reserve(sequence.block_table, len(sequence), leave_free=len(self.running)):
                 break
@@ -86,6 +91,7 @@ class Scheduler:
         sequence = self.running.pop()
         self.blocks.release(sequence.block_table)
         sequence.num_computed = 0
+        sequence.memory = None
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
         return sequence

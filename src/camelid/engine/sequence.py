@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from camelid.engine.params import SamplingParams
+    from camelid.model.image_memory import ImageMemory, PromptImage
 
 
 @dataclass(slots=True, eq=False)
@@ -23,6 +24,12 @@ class Sequence:
     """Tokens that end the reply."""
     max_length: int
     """Tokens of prompt and reply at which the reply ends."""
+    images: tuple[PromptImage, ...] = ()
+    """Of the prompt, in the order of their tokens."""
+    image_positions: tuple[int, ...] = ()
+    """Of their tokens."""
+    memory: ImageMemory | None = None
+    """What the model read of the images; None until the sequence runs, and again once it is preempted."""
     num_prompt: int = field(init=False)
     num_computed: int = 0
     """Tokens whose keys and values lie in the cache."""
@@ -34,6 +41,12 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def cache_salt(self) -> bytes:
+        """What a sequence's cache depends on beside its tokens, the first ones included: two may share blocks only if
+        they are equal in both."""
+        return b"".join(image.digest for image in self.images)
 
     @property
     def num_generated(self) -> int:
