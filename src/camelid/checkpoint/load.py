@@ -110,6 +110,18 @@ def load_model(
     return model
 
 
+def model_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The config of a checkpoint, as its architecture reads it.
+
+    Raises:
+        ConfigError: the config asks for what the architecture cannot do.
+        FormatError: it asks for more layers than there are tensors.
+        NotFoundError: the architecture is not known.
+    """
+    config: ModelConfig = _architecture(checkpoint)[1]
+    return config
+
+
 def described_tensors(checkpoint: Checkpoint) -> tuple[ModelConfig, Mapping[str, TensorInfo]]:
     """The config of a checkpoint, and exactly the tensors that its model is made of, in the model's order.
 
