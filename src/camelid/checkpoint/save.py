@@ -83,8 +83,8 @@ def save_huggingface(
         config, weights = weights_of_checkpoint(source, dtype)
     else:
         config, weights = source.config, weights_of_model(source, dtype)
-    image_reader_class = ARCHITECTURES.load(config.model_type).image_reader_class
-    image_reader = image_reader_class and image_reader_class.from_hf(preprocessor_config or {}, config)
+    reader_class = ARCHITECTURES.load(config.model_type).image_reader_class
+    image_reader = None if reader_class is None else reader_class.from_hf(preprocessor_config or {}, config)
     total = sum(weight.num_bytes for weight in weights)
     check_replaceable(folder)
     check_free_space(folder, total + SPACE_FOR_THE_REST)

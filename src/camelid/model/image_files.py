@@ -75,6 +75,21 @@ def open_image(source: object) -> Image:
         raise FormatError(f"the picture is damaged: {error}", where=where) from error
 
 
+def data_url(path: Path) -> str:
+    """A picture's file as a data URL, as it is.
+
+    Raises:
+        CamelidError: what `open_image` raises.
+    """
+    open_image(path)
+    from PIL import Image
+
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        kind = Image.MIME[str(image.format)]
+    return f"data:{kind};base64,{binascii.b2a_base64(data, newline=False).decode()}"
+
+
 def _contents(source: object) -> tuple[bytes, str]:
     """The bytes, and what to call them in a message."""
     if isinstance(source, Path):

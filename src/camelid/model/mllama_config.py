@@ -112,7 +112,7 @@ class MllamaVisionConfig:
         refuse_other_values(settings, VISION_HONOURED)
         names = {f.name for f in fields(cls)}
         derived = {"vision_output_dim", "supported_aspect_ratios"}
-        warn_of_unknown(settings, {*names, *derived, *VISION_HONOURED, *HARMLESS, "dtype"})
+        warn_of_unknown(settings, {*names, *derived, *VISION_HONOURED, *HARMLESS, "dtype", "tie_word_embeddings"})
         values = {name: settings[name] for name in names if settings.get(name) is not None}
         if isinstance(indices := values.get("intermediate_layers_indices"), list):
             values["intermediate_layers_indices"] = tuple(indices)

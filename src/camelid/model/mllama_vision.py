@@ -206,7 +206,7 @@ class VisionModel(nn.Module):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, Matrix | nn.Conv2d):
-                assert module.weight is not None, "packed weights are not initialised"
+                assert isinstance(module.weight, nn.Parameter), "packed weights are not initialised"
                 fill_normal(module.weight, f"{path}.weight", std=std, seed=seed)
             if isinstance(module, Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)

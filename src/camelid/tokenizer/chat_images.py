@@ -53,7 +53,7 @@ def take_images(message: Mapping[str, Any], where: str) -> tuple[Mapping[str, An
 
 def _source(part: Mapping[str, Any], where: str) -> object | None:
     kind = part["type"]
-    shown = part.get(kind)
+    shown: object | None = part.get(kind)
     if unknown := sorted(map(str, part.keys() - {"type", kind})):
         raise ChatFormatError(
             f"a part of type {kind!r} has no {unknown[0]!r}", where=where, hint=f"what shows the image is {kind!r}"
