@@ -224,24 +224,24 @@ class LLM:
         Text starts with the begin-of-sequence token where the model wants one; ids are taken as they are; a
         conversation ends with the header of the assistant's turn. One token stands for each image.
         """
-        return self._encode(prompt, tools, None)[0]
+        return self._encode(prompt, tools, 0)[0]
 
     def _encode(
-        self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None, images: Sequence[ImageSource] | None
-    ) -> tuple[list[int], list[object]]:
-        """The token ids of a prompt, and what shows the images that it has tokens for."""
-        given: list[object] = list(images or ())
+        self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None, num_images: int
+    ) -> tuple[list[int], Sequence[object | None]]:
+        """The token ids of a prompt with images beside it, and what it shows itself: None for each image from there."""
+        beside = [None] * num_images
         if isinstance(prompt, str):
             start = self.tokenizer.encode("", bos=self.tokenizer.special.add_bos)
             ids = self.tokenizer.encode(prompt, bos=self.tokenizer.special.add_bos)
-            if given:  # before the text, as the models were trained
+            if num_images:  # before the text, as the models were trained
                 assert ids[: len(start)] == start
-                ids[len(start) : len(start)] = [self._image_token_id] * len(given)
-            return ids, given
+                ids[len(start) : len(start)] = [self._image_token_id] * num_images
+            return ids, beside
         if not _is_conversation(prompt):
-            return self._with_image_tokens(_token_ids(prompt)), given
+            return self._with_image_tokens(_token_ids(prompt)), beside
         rendered = self.chat_format.render(prompt, tools=tools, add_generation_prompt=True)
-        return self._with_image_tokens(rendered.ids), _filled(rendered.images, given)
+        return self._with_image_tokens(rendered.ids), rendered.images
 
     @property
     def _image_token_id(self) -> int:
@@ -368,8 +368,8 @@ class LLM:
     ) -> _Prepared:
         # A reply in a conversation is a text of its own; what continues a text keeps the space that it starts with.
         continuing = isinstance(prompt, str) or not _is_conversation(prompt)
-        ids, sources = self._encode(prompt, tools, images)
-        return _Prepared(ids, params, continuing, self._read_images(sources))
+        ids, places = self._encode(prompt, tools, len(images or ()))
+        return _Prepared(ids, params, continuing, self._read_images(_filled(places, images or ())))
 
     def _start(self, prepared: _Prepared) -> tuple[int, _Reply]:
         reply = _Reply(self.tokenizer.stream(continuing=prepared.continuing), prepared.params.stop)
