@@ -80,7 +80,7 @@ def plain_loop(llm: LLM, ids: Sequence[int], pictures: Sequence[Path], num_token
     positions = [position for position, i in enumerate(ids) if i == llm.model.config.image_token_id]
     memory = llm.model.image_memory(images, positions)
     while len(ids) - start < num_tokens:
-        context = PackedContext([len(ids)], [memory])
+        context = PackedContext([len(ids)], images=[memory])
         hidden = llm.model(torch.tensor(ids), context.positions(), context)
         ids.append(int(llm.model.logits(hidden[-1:]).argmax()))
     return ids[start:]

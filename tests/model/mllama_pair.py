@@ -52,7 +52,7 @@ class VisionPair:
     theirs: Any
 
     def our_logits(self, ids: Sequence[int], images: Sequence[ImageTiles] = ()) -> torch.Tensor:
-        context = PackedContext([len(ids)], [self.memory(ids, images)])
+        context = PackedContext([len(ids)], images=[self.memory(ids, images)])
         return self.ours.logits(self.ours(torch.tensor(ids), context.positions(), context))
 
     def memory(self, ids: Sequence[int], images: Sequence[ImageTiles]) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camelid.base.errors import CamelidError, FormatError, NotFoundError, ResourceError
@@ -105,6 +105,7 @@ def test_what_shows_no_image_is_refused(source: object, error: type[CamelidError
         open_image(source)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3), st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=6), st.integers(0, 60))
 def test_damaged_files_are_pictures_or_format_errors(kind: int, changes: list[tuple[int, int]], cut: int) -> None:
     data = bytearray(encoded(RED, ["PNG", "JPEG", "WEBP", "GIF"][kind]))

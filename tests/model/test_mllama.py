@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mllama_pair import IMAGE, TEXT, VISION, VOCAB_SIZE, VisionPair, hub_name, make_vision_pair, new_image
 
@@ -23,6 +24,9 @@ from camelid.model.mllama import Mllama, MllamaConfig
 from camelid.model.mllama_config import MllamaVisionConfig
 from camelid.model.mllama_images import ImageTiles
 from camelid.model.presets import PRESETS
+from camelid.plan.training import plan_training
+from camelid.plan.workload import Workload
+from camelid.train.run_folder import check_reads_text
 
 Prompt = tuple[list[int], list[ImageTiles]]
 
@@ -115,7 +119,7 @@ def test_packed_sequences_do_not_see_each_others_images() -> None:
     pair = the_pair()
     prompts = list(PROMPTS.values())
     lengths = [len(ids) for ids, _ in prompts]
-    context = PackedContext(lengths, [pair.memory(ids, images) for ids, images in prompts])
+    context = PackedContext(lengths, images=[pair.memory(ids, images) for ids, images in prompts])
 
     packed = pair.ours(torch.tensor([i for ids, _ in prompts for i in ids]), context.positions(), context)
 
@@ -204,6 +208,7 @@ def test_initial_weights_depend_on_the_seed_alone_and_ignore_images() -> None:
     assert torch.equal(seeing, blind)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([7, 8, IMAGE, IMAGE]), min_size=1, max_size=12), st.lists(st.integers(1, 5), max_size=12)
 )
@@ -402,12 +407,48 @@ def test_what_cannot_be_honoured_is_refused(table: str | None, changes: dict[str
         MllamaConfig.from_hf(settings)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None)
+@given(
+    text=st.dictionaries(
+        st.sampled_from(sorted({*TEXT, "head_dim", "rope_scaling", "rope_theta", "dtype"})), JSON, max_size=3
+    ),
+    vision=st.dictionaries(st.sampled_from(sorted(MllamaVisionConfig().to_hf())), JSON, max_size=3),
+    outer=st.dictionaries(st.sampled_from(sorted({*HUB, "dtype", "bos_token_id"})), JSON, max_size=2),
+)
+def test_whatever_a_file_holds_is_a_config_or_a_config_error(
+    text: dict[str, Any], vision: dict[str, Any], outer: dict[str, Any]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tables = {"text_config": {**TEXT, **text}, "vision_config": {**VISION, **vision}, "image_token_index": IMAGE}
+        try:
+            config = MllamaConfig.from_hf({**tables, **outer})
+        except ConfigError:
+            return
+        assert MllamaConfig.from_hf(config.to_hf()) == config
+        assert config.num_parameters > 0
+
+
+def test_training_on_text_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be trained here yet"):
+        check_reads_text(the_pair().ours.config)
+    with pytest.raises(ConfigError, match="cannot be planned yet"):
+        plan_training(the_pair().ours.config, Workload(steps=1, batch_size=1, sequence_length=8))
+
+
 @torch.inference_mode()
 def test_bf16_stays_bf16() -> None:
     model = Mllama.from_config(the_pair().ours.config).bfloat16()
     model.initialize(seed=0)
     memory = model.image_memory([new_image(2, 1)], [1])
-    context = PackedContext([3], [memory])
+    context = PackedContext([3], images=[memory])
 
     hidden = model(torch.tensor([1, IMAGE, 2]), context.positions(), context)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camelid.base.errors import ConfigError
@@ -56,6 +56,7 @@ def test_tiles_equal_those_of_transformers(tile_size: int, size: tuple[int, int]
     assert not theirs["pixel_values"][0, 0, num_tiles:].any()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 6))
 def test_sizes_equal_those_of_transformers(height: int, width: int, max_num_tiles: int) -> None:
     theirs = pytest.importorskip("transformers.models.mllama.image_processing_pil_mllama")
