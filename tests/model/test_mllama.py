@@ -268,18 +268,18 @@ def test_a_repetition_penalty_passes_over_tokens_that_are_never_written() -> Non
     assert len(completion.token_ids) == 3
 
 
-def test_equal_images_share_a_salt_and_others_do_not() -> None:
-    def salt(*images: ImageTiles) -> bytes:
+def test_equal_images_have_equal_digests_and_others_do_not() -> None:
+    def digest(*images: ImageTiles) -> bytes:
         engine = Engine(the_pair().ours)
         engine.add([IMAGE] * len(images) + [1], images=images)
         [sequence] = engine._sequences.values()
-        return sequence.cache_salt
+        return sequence.images_digest
 
     one, other = new_image(1, 2), new_image(2, 1)
     turned = ImageTiles(one.pixels, (2, 1))
 
-    assert salt(one) == salt(new_image(1, 2))
-    assert len({salt(), salt(one), salt(other), salt(turned), salt(one, other), salt(other, one)}) == 6
+    assert digest(one) == digest(new_image(1, 2))
+    assert len({digest(), digest(one), digest(other), digest(turned), digest(one, other), digest(other, one)}) == 6
 
 
 HUB = {

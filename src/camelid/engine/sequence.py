@@ -43,9 +43,8 @@ class Sequence:
         return len(self.token_ids)
 
     @property
-    def cache_salt(self) -> bytes:
-        """What a sequence's cache depends on beside its tokens, the first ones included: two may share blocks only if
-        they are equal in both."""
+    def images_digest(self) -> bytes:
+        """What the cache depends on beside tokens, the first ones included: blocks may be shared where it is equal."""
         return b"".join(image.digest for image in self.images)
 
     @property
