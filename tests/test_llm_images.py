@@ -9,15 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import chat_vocabularies as vocabularies
 import pytest
 import torch
 from mllama_pair import TEXT, VISION
 
 from byte_tokenizer import ByteTokenizer
 from camelid.base.errors import CamelidError, ChatFormatError, FormatError
-from camelid.cli.chat import _run_command
+from camelid.checkpoint import save_huggingface
+from camelid.cli.chat import _run_command, app
 from camelid.cli.conversation import Conversation
-from camelid.llm import LLM
+from camelid.llm import LLM, load
 from camelid.model.attention import PackedContext
 from camelid.model.image_files import open_image
 from camelid.model.mllama import Mllama, MllamaConfig
@@ -38,7 +40,7 @@ class VisionTokenizer(ByteTokenizer):
         return [*([256] if bos else []), *text.encode("utf-8", "replace"), *([257] if eos else [])]
 
 
-def new_llm(image_token: int, **engine_options: Any) -> LLM:
+def new_model(image_token: int) -> Mllama:
     text = {**TEXT, "vocab_size": image_token, "max_position_embeddings": 512, "initializer_range": 0.3}
     settings = {"text_config": text, "vision_config": VISION, "image_token_index": image_token}
     model = Mllama.from_config(MllamaConfig.from_hf(settings)).eval()
@@ -46,7 +48,11 @@ def new_llm(image_token: int, **engine_options: Any) -> LLM:
     for name, parameter in model.named_parameters():
         if name.endswith("gate"):
             parameter.data.fill_(1.0)
-    return LLM(model, VisionTokenizer(), **engine_options)
+    return model
+
+
+def new_llm(image_token: int) -> LLM:
+    return LLM(new_model(image_token), VisionTokenizer())
 
 
 @pytest.fixture(scope="module", params=[261, 262], ids=["the tokenizer's image token", "one of the model's own"])
@@ -187,3 +193,25 @@ def test_the_folders_own_settings_prepare_the_images(pictures: list[Path]) -> No
     assert other.image_reader == replace(one.image_reader, image_mean=(0.0, 0.0, 0.0), image_std=(1.0, 1.0, 1.0))
     settings = {"images": [pictures[0]], "max_tokens": 10, "ignore_eos": True}
     assert one.generate("ab", **settings).token_ids != other.generate("ab", **settings).token_ids
+
+
+def test_the_command_answers_about_the_pictures_it_is_given(
+    pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = vocabularies.vision_tokenizer()
+    folder = tmp_path / "model"
+    save_huggingface(new_model(tokenizer.vocab_size), folder)
+    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+
+    def answer(*options: str) -> str:
+        asked = [str(folder), "--prompt", "What?", "--temperature", "0", "--max-tokens", "12", *options]
+        app(asked, standalone_mode=False)
+        return capsys.readouterr().out
+
+    seen = answer("--image", str(pictures[0]), "--image", str(pictures[1]))
+
+    assert seen.strip() == load(folder).generate(asking(*pictures), temperature=0, max_tokens=12).text.strip()
+    assert seen != answer("--image", str(pictures[1]))
+    assert seen != answer()
