@@ -55,7 +55,7 @@ class MllamaVisionConfig:
     patch_size: int = 14
     max_num_tiles: int = 4
     intermediate_layers_indices: tuple[int, ...] = (3, 7, 15, 23, 30)
-    """Layers of the first transformer whose input is part of the output, ascending (see docs/decisions/0011)."""
+    """Layers of the first transformer whose input is part of the output, ascending (see docs/decisions/0014)."""
     norm_eps: float = 1e-5
     initializer_range: float = 0.02
 
