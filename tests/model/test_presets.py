@@ -14,7 +14,7 @@ from camelid.model.presets import PRESETS
 from camelid.model.sizes import num_parameters
 
 RELEASED = {
-    "cria": 3_443_136,
+    "cria": 32_385_536,
     "llama-7b": 6_738_415_616,
     "llama-13b": 13_015_864_320,
     "llama-33b": 32_528_943_616,
