@@ -62,8 +62,8 @@ def mean_size(x_SN: Tensor) -> Tensor:
 def square_weights(x_SN: Tensor, share: float) -> Tensor:
     """What errors count in formats around zero: the weight's square and a share of the sub-block's mean square.
 
-    ggml counts the square alone. The second part costs nothing measurable by that measure, and makes the plain mean
-    squared error smaller than ggml's, too.
+    ggml counts the square alone. With a share, the search still finds less of ggml's measure than ggml's own, which
+    tries fewer scales, and a smaller plain error as well.
     """
     square_SN = x_SN.square()
     return square_SN + total(square_SN) * (share / len(square_SN))
