@@ -85,7 +85,7 @@ def on_tiktoken(model: BytePairModel, special: SpecialTokens, tokenizer_json: Ca
     from camelid.tokenizer.tiktoken_bpe import TiktokenBPE
 
     ranks = {unspell(token): model.vocab[token] for token in order}
-    if len(set(ranks.values())) < len(ranks):
+    if not ranks or len(set(ranks.values())) < len(ranks):
         return None
     unused = {model.vocab[token]: spelled_bytes(token) for token in model.vocab.keys() - set(order)}
     return TiktokenBPE(ranks, model.cuts[0], [*model.added, *promoted], special, tokenizer_json, unused=unused)
