@@ -78,6 +78,24 @@ class LlamaCpp:
         self._llama.eval(ids)
         return torch.from_numpy(self._llama.scores[: len(ids)].copy())
 
+    @property
+    def chat_template(self) -> str | None:
+        """The file's Jinja template."""
+        text = llama_cpp.llama_model_chat_template(self._llama.model, None)
+        return None if text is None else text.decode()
+
+    def rendered(self, messages: Sequence[dict[str, str]]) -> str:
+        """A conversation by libllama's own renderer, which knows a few templates by their marks, ChatML among them."""
+        chat = (llama_cpp.llama_chat_message * len(messages))(
+            *(llama_cpp.llama_chat_message(one["role"].encode(), one["content"].encode()) for one in messages)
+        )
+        out = ctypes.create_string_buffer(65536)
+        template = (self.chat_template or "").encode()
+        size = llama_cpp.llama_chat_apply_template(template, chat, len(messages), True, out, len(out))
+        if not 0 <= size <= len(out):
+            raise RuntimeError("libllama does not know this template")
+        return out.raw[:size].decode()
+
     def close(self) -> None:
         """Give the memory back."""
         self._llama.close()
