@@ -6,7 +6,7 @@ The model becomes a Hugging Face folder and GGUF files in float32, float16 and q
 float32 file camelid, transformers and llama.cpp continue ten prompts greedily: the tokens must be the same. From the
 other files they may differ, since llama.cpp rounds activations to the precision of the weights they meet (to half
 precision for float16, to 8 bits in blocks for quantised ones) and camelid keeps them in float32: for these, where the
-first continuation parts and the KL divergence on a book, of llama.cpp from camelid and of both from the float32 model.
+first continuation parts and the KL divergence on a text, of llama.cpp from camelid and of both from the float32 model.
 
 `--stories` takes llama2.c's .bin, which needs Llama 2's tokenizer.model beside it, through all formats and back.
 llama.cpp comes as `llama_cpp_peer` says.
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
     from camelid.tokenizer import Tokenizer
 
-BOOK = Path(__file__).parents[1] / "texts" / "yardsticks" / "book.jsonl"
+TEXT = Path(__file__).parents[1] / "texts" / "yardsticks" / "book.jsonl"
+"""A book, as one line of JSON; `stories.jsonl` beside it is what the stories models can read."""
 PROMPT_TOKENS = 8
 WINDOW = 512
 """Tokens of the book that are scored together."""
@@ -58,24 +59,27 @@ FILES = {
 def greedy_by_camelid(path: Path, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
     llm = camelid.load(path, device="cpu", dtype="float32", packed=False)
     params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
-    return [llm.engine.generate([list(ids)], params)[0].token_ids for ids in prompts]
+    return [reply.token_ids for reply in llm.engine.generate([list(ids) for ids in prompts], params)]
 
 
 @torch.inference_mode()
 def greedy_by_transformers(path: Path, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": num_tokens}
-    replies = []
-    for ids in prompts:
-        input_ids = torch.tensor([list(ids)])
-        out = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), **settings)
-        replies.append(out[0, len(ids) :].tolist())
-    return replies
+    input_ids = torch.tensor(prompts)
+    out = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), **settings)
+    return [row[len(ids) :] for ids, row in zip(prompts, out.tolist(), strict=True)]
 
 
-def greedy_by_llama_cpp(path: Path, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
+def choices_of_llama_cpp(
+    path: Path, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """llama.cpp's likeliest token after each prefix of the replies: up to the first that differs, its greedy text."""
     with closing(llama_cpp_peer.LlamaCpp(path)) as peer:
-        return [peer.greedy(ids, num_tokens) for ids in prompts]
+        return [
+            peer.logits([*ids, *reply[:-1]])[len(ids) - 1 :].argmax(-1).tolist()
+            for ids, reply in zip(prompts, replies, strict=True)
+        ]
 
 
 def first_difference(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> tuple[int, int | None]:
@@ -103,9 +107,10 @@ def kl(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return total / count
 
 
-def book_windows(tokenizer: Tokenizer, bos: int | None, count: int, context: int) -> list[list[int]]:
-    """The first windows of a book, each after a begin-of-sequence token where the model wants one."""
-    text = json.loads(BOOK.read_text(encoding="utf-8").splitlines()[0])["text"]
+def text_windows(file: Path, tokenizer: Tokenizer, bos: int | None, count: int, context: int) -> list[list[int]]:
+    """The first windows of a file of texts, each after a begin-of-sequence token where the model wants one."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    text = "\n\n".join(json.loads(line)["text"] for line in lines[:200])
     ids = tokenizer.encode(text)
     width = min(WINDOW, context) - (bos is not None)
     windows = [ids[i * width : (i + 1) * width] for i in range(count)]
@@ -122,7 +127,7 @@ def logits_by_llama_cpp(path: Path, windows: Sequence[Sequence[int]]) -> list[Te
         return [peer.logits(ids).float().clone() for ids in windows]
 
 
-def compare_model(source: Path, folder: Path, num_tokens: int, num_windows: int) -> bool:
+def compare_model(source: Path, folder: Path, text: Path, num_tokens: int, num_windows: int) -> bool:
     """Print the table of one model; whether every implementation says the same from unrounded weights."""
     hf = folder / "hf"
     convert(source, hf, to="huggingface")
@@ -132,28 +137,29 @@ def compare_model(source: Path, folder: Path, num_tokens: int, num_windows: int)
     llm = camelid.load(hf, device="cpu")
     bos = llm.tokenizer.special.bos if llm.tokenizer.special.add_bos else None
     prompts = [llm.encode_prompt(text)[:PROMPT_TOKENS] for text in TEXTS]
-    windows = book_windows(llm.tokenizer, bos, num_windows, llm.context_length)
+    windows = text_windows(text, llm.tokenizer, bos, num_windows, llm.context_length)
     del llm
 
     expected = greedy_by_transformers(hf, prompts, num_tokens)
     runs = {
         "camelid, Hugging Face folder": greedy_by_camelid(hf, prompts, num_tokens),
         "camelid, f32.gguf": greedy_by_camelid(files["f32"], prompts, num_tokens),
-        "llama.cpp, f32.gguf": greedy_by_llama_cpp(files["f32"], prompts, num_tokens),
+        "llama.cpp, f32.gguf": choices_of_llama_cpp(files["f32"], prompts, expected),
     }
     print(f"{len(prompts)} greedy continuations of {num_tokens} tokens, against transformers on the folder")
     differences = {name: first_difference(expected, run) for name, run in runs.items()}
     for name, difference in differences.items():
         print(f"  {name:30}{told(difference, len(prompts))}")
 
-    print(f"each file in camelid and in llama.cpp; KL over {sum(map(len, windows))} tokens of a book, nats per token")
+    print(
+        f"each file in camelid and in llama.cpp; KL over {sum(map(len, windows))} tokens of {text.name}, nats per token"
+    )
     print(f"  {'':8}{'MB':>7}{'camelid | llama.cpp':>24}{'f32 | camelid':>16}{'f32 | llama.cpp':>18}  greedy")
     reference = logits_by_camelid(files["f32"], windows)
     for name, path in files.items():
         ours, theirs = logits_by_camelid(path, windows), logits_by_llama_cpp(path, windows)
-        greedy = first_difference(
-            greedy_by_camelid(path, prompts, num_tokens), greedy_by_llama_cpp(path, prompts, num_tokens)
-        )
+        replies = greedy_by_camelid(path, prompts, num_tokens)
+        greedy = first_difference(replies, choices_of_llama_cpp(path, prompts, replies))
         columns = f"{kl(ours, theirs):24.2e}{kl(reference, ours):16.2e}{kl(reference, theirs):18.2e}"
         print(f"  {name:8}{path.stat().st_size / 1e6:7.0f}{columns}  {told(greedy, len(prompts))}", flush=True)
     return all(count == 0 for count, _ in differences.values())
@@ -188,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--stories", type=Path)
+    parser.add_argument("--text", type=Path, default=TEXT, help="what the KL divergence is measured on")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--windows", type=int, default=2, help=f"of {WINDOW} tokens for the KL divergence")
     options = parser.parse_args()
@@ -197,7 +204,7 @@ def main() -> None:
     for source in sources:
         print(f"\n{source.name}")
         with tempfile.TemporaryDirectory() as scratch:
-            good &= compare_model(source, Path(scratch), options.tokens, options.windows)
+            good &= compare_model(source, Path(scratch), options.text, options.tokens, options.windows)
         if source == options.stories:
             with tempfile.TemporaryDirectory() as scratch:
                 good &= compare_round_trip(source, Path(scratch))

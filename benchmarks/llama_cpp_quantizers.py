@@ -5,7 +5,7 @@
 Formats: every matrix of the model is packed by both encoders, in rows of 256, and unpacked by the same code. ggml's
 measure is what its encoder minimises (ggml-quants.c): squared errors, weighted by the weight's magnitude and its
 sub-block's in Q4_K and Q5_K, by its square in Q3_K and Q6_K; weighted absolute errors in Q2_K; plain squares elsewhere.
-KL is that of the model with these weights from the model with its own, over the beginning of a book.
+KL is that of the model with these weights from the model with its own, over the beginning of a text.
 
 Mixtures: the file that camelid writes against the one that llama.cpp's quantiser makes of camelid's float32 file: the
 type of every tensor, the bytes, and the KL of both.
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import llama_cpp_peer
 import torch
-from llama_cpp_parity import book_windows, kl, logits_by_camelid
+from llama_cpp_parity import TEXT, kl, logits_by_camelid, text_windows
 
 import camelid
 from camelid.base.gguf_header import read_gguf_header
@@ -139,11 +139,13 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--formats", nargs="*", default=list(FORMAT_NAMES))
     parser.add_argument("--mixtures", nargs="*", default=list(MIXTURE_NAMES))
+    parser.add_argument("--text", type=Path, default=TEXT, help="what the KL divergence is measured on")
     parser.add_argument("--windows", type=int, default=2)
     options = parser.parse_args()
     llm = camelid.load(options.model, device="cpu", dtype="float32", packed=False)
     special = llm.tokenizer.special
-    windows = book_windows(llm.tokenizer, special.bos if special.add_bos else None, options.windows, llm.context_length)
+    bos = special.bos if special.add_bos else None
+    windows = text_windows(options.text, llm.tokenizer, bos, options.windows, llm.context_length)
     worst = compare_formats(llm, windows, options.formats) if options.formats else None
     del llm
     if options.mixtures:
