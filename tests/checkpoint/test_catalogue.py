@@ -13,7 +13,15 @@ import pytest
 
 from camelid.base.errors import NotFoundError
 from camelid.checkpoint import catalogue, open_checkpoint
-from camelid.checkpoint.catalogue import CATALOGUE, HUB_ID, CatalogueEntry, HubSource, PackageSource, resolve
+from camelid.checkpoint.catalogue import (
+    CATALOGUE,
+    HUB_ID,
+    BundledSource,
+    CatalogueEntry,
+    HubSource,
+    PackageSource,
+    resolve,
+)
 from camelid.model.llama_config import LlamaConfig
 from camelid.model.presets import PRESETS
 
@@ -108,6 +116,9 @@ def test_every_entry_has_a_licence_and_a_source() -> None:
         assert entry.licence
         if isinstance(entry.source, HubSource):
             assert HUB_ID.fullmatch(entry.source.repo_id)
+        elif isinstance(entry.source, BundledSource):
+            assert resolve(name) == entry.source.path
+            assert entry.source.path.stat().st_size <= 40_000_000
         else:
             assert len(entry.source.sha256) == 64
 

@@ -244,3 +244,15 @@ def test_what_was_pulled_is_listed_and_can_be_removed(without_pip: Index, cameli
 def test_nothing_but_models_can_be_removed(index: Index, name: str) -> None:
     with pytest.raises(NotFoundError, match="has not been pulled"):
         remove(name)
+
+
+def test_what_comes_with_camelid_is_there_already_and_stays() -> None:
+    path = CATALOGUE["cria"].source.path
+
+    assert pull("cria") == path
+    assert [model.path for model in installed() if model.origin == "camelid"] == [path]
+    with pytest.raises(NotFoundError, match="comes with camelid"):
+        remove("cria")
+    with pytest.raises(NotFoundError, match="no revisions"):
+        pull("cria", revision="main")
+    assert path.is_file()
