@@ -46,6 +46,9 @@ Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 """Text to continue, token ids to continue, or a conversation to answer."""
 
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
+"""JSON schemas of tools."""
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -199,7 +202,7 @@ class LLM:
         """Tokens of prompt and reply together: what the model was made for, or what the cache holds if that is less."""
         return self.engine.max_context
 
-    def encode_prompt(self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+    def encode_prompt(self, prompt: Prompt, *, tools: Tools | None = None) -> list[int]:
         """The token ids that the model is given for a prompt.
 
         Text starts with the begin-of-sequence token where the model wants one; ids are taken as they are; a
@@ -220,41 +223,45 @@ class LLM:
         return self.engine.logits(ids)
 
     @overload
-    def generate(
-        self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = ..., **sampling: Any
-    ) -> Generation: ...
+    def generate(self, prompt: Prompt, *, tools: Tools | None = ..., n: None = ..., **sampling: Any) -> Generation: ...
+
+    @overload
+    def generate(self, prompt: Prompt, *, tools: Tools | None = ..., n: int, **sampling: Any) -> list[Generation]: ...
 
     @overload
     def generate(
-        self, prompt: Sequence[Prompt], *, tools: Sequence[Mapping[str, Any]] | None = ..., **sampling: Any
+        self, prompt: Sequence[Prompt], *, tools: Tools | None = ..., n: None = ..., **sampling: Any
     ) -> list[Generation]: ...
 
+    @overload
     def generate(
-        self,
-        prompt: Prompt | Sequence[Prompt],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **sampling: Any,
-    ) -> Generation | list[Generation]:
+        self, prompt: Sequence[Prompt], *, tools: Tools | None = ..., n: int, **sampling: Any
+    ) -> list[list[Generation]]: ...
+
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], *, tools: Tools | None = None, n: int | None = None, **sampling: Any
+    ) -> Generation | list[Generation] | list[list[Generation]]:
         """Continue a text, continue token ids or answer a conversation; a list of prompts runs as one batch.
 
         Args:
             prompt: text, token ids, messages, or a list of any of these.
             tools: JSON schemas of tools that a conversation may call.
+            n: give a list of so many replies in place of each reply.
             sampling: fields of `SamplingParams`; greedy by default.
 
         Raises:
             ContextLengthError: the prompt leaves no room for a reply.
             SamplingError: an unknown or impossible sampling setting.
         """
-        params = sampling_params(sampling)
-        if not _is_batch(prompt):
-            return self._run([cast("Prompt", prompt)], tools, params)[0]
-        return self._run(cast("Sequence[Prompt]", prompt), tools, params)
+        params = sampling_params(sampling if n is None else {**sampling, "n": n})
+        prompts = cast("Sequence[Prompt]", prompt) if _is_batch(prompt) else [cast("Prompt", prompt)]
+        replies = self._run(prompts, tools, params)
+        per_prompt = [replies[start : start + params.n] for start in range(0, len(replies), params.n)]
+        if n is None:
+            return replies if _is_batch(prompt) else replies[0]
+        return per_prompt if _is_batch(prompt) else per_prompt[0]
 
-    def stream(
-        self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None, **sampling: Any
-    ) -> Generator[Chunk]:
+    def stream(self, prompt: Prompt, *, tools: Tools | None = None, **sampling: Any) -> Generator[Chunk]:
         """`generate` for one prompt, piece by piece; closing the iterator cancels the rest."""
         return self._stream(self._prepare(prompt, tools, sampling_params(sampling)))
 
@@ -272,10 +279,12 @@ class LLM:
         finally:
             self._forget(request)
 
-    def _run(
-        self, prompts: Sequence[Prompt], tools: Sequence[Mapping[str, Any]] | None, params: SamplingParams
-    ) -> list[Generation]:
-        batch = [self._prepare(prompt, tools, params) for prompt in prompts]
+    def _run(self, prompts: Sequence[Prompt], tools: Tools | None, params: SamplingParams) -> list[Generation]:
+        batch = [
+            replace(prepared, params=sample_params)
+            for prepared in (self._prepare(prompt, tools, params) for prompt in prompts)
+            for sample_params in params.samples()
+        ]
         replies: dict[int, _Reply] = {}
         try:
             for prepared in batch:
@@ -293,7 +302,7 @@ class LLM:
             for reply, prepared in zip(replies.values(), batch, strict=True)
         ]
 
-    def _prepare(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None, params: SamplingParams) -> _Prepared:
+    def _prepare(self, prompt: Prompt, tools: Tools | None, params: SamplingParams) -> _Prepared:
         # A reply in a conversation is a text of its own; what continues a text keeps the space that it starts with.
         continuing = isinstance(prompt, str) or not _is_conversation(prompt)
         return _Prepared(self.encode_prompt(prompt, tools=tools), params, continuing)

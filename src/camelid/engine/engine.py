@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from camelid.base.errors import ContextLengthError, EngineError, ResourceError, did_you_mean
-from camelid.base.files import format_bytes
-from camelid.base.runtime import available_memory
-from camelid.engine.block_manager import BlockManager
+from camelid.base.errors import ContextLengthError, EngineError, SamplingError, did_you_mean
+from camelid.engine.block_manager import BlockManager, root_key
+from camelid.engine.cache_size import allocate_cache, cache_capacity, checked_context
 from camelid.engine.kv_cache import PagedContext, PagedKVCache
 from camelid.engine.model_runner import ModelRunner
 from camelid.engine.params import SamplingParams
@@ -29,12 +28,6 @@ if TYPE_CHECKING:
 
     from camelid.model.base import LanguageModel
 
-MEMORY_SHARE = 0.25
-"""Of the free memory, what the cache may take if its size is not given."""
-
-ASSUMED_MEMORY = 4 * 2**30
-"""Bytes taken to be free where the system does not say."""
-
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
@@ -47,8 +40,11 @@ class StepStats:
     num_waiting: int
     """Sequences that hold no part of the cache yet."""
     num_free_blocks: int
+    """Blocks that no sequence holds, those that are kept for reuse included."""
     num_preemptions: int
-    """Since the engine was made."""
+    """Since the engine was made, as is the next."""
+    num_reused_tokens: int
+    """Tokens that sequences found in the cache when they began to run."""
 
 
 class Engine(Generator):
@@ -66,6 +62,9 @@ class Engine(Generator):
 
     A stop id ends a reply and is not part of it. `SamplingParams.stop` is text and the caller's business. One thread at
     a time may use an engine; `generate` and `stream` may be mixed with `step`, which returns the outputs of `add` only.
+
+    The cache keeps what finished requests have left as long as there is room: a prompt that begins like an earlier one
+    of the same `cache_salt` starts where they part. Nothing of that shows in the replies.
 
     Args:
         model: any `LanguageModel`, on its device and in its dtype. Steps run it in evaluation mode and leave it so.
@@ -107,30 +106,22 @@ class Engine(Generator):
         self.max_batch_tokens = max_batch_tokens or (512 if self.device.type == "cpu" else 4096)
         self.on_step = on_step
 
+        capacity = cache_capacity(
+            PagedKVCache.bytes_per_token(model.config, self.dtype),
+            cache_tokens=cache_tokens,
+            cache_bytes=cache_bytes,
+            block_size=block_size,
+            device=self.device,
+        )
         positions = model.config.max_position_embeddings
-        if max_context is not None and max_context > positions:
-            raise ContextLengthError(
-                f"max_context is {max_context} and the model's positions end at {positions}",
-                hint=f"max_context may be up to {positions}",
-            )
-        context = max_context or positions
-        if cache_bytes is not None:
-            cache_tokens = cache_bytes // PagedKVCache.bytes_per_token(model.config, self.dtype)
-        elif cache_tokens is None:
-            cache_tokens = self._tokens_in_memory()
-        capacity = cache_tokens // block_size * block_size
-        if capacity < (max_context or 1):
-            raise ResourceError(
-                f"a context of {max_context or 1} tokens does not fit into a cache of {capacity}",
-                hint="raise cache_tokens or cache_bytes, or lower max_context",
-            )
-        self.max_context = min(context, capacity)
+        self.max_context = checked_context(max_context, positions, capacity)
         """Tokens of prompt and reply that a sequence may have."""
 
-        num_blocks = min(capacity // block_size, -(-context // block_size) * max_sequences)
+        num_blocks = min(capacity // block_size, -(-(max_context or positions) // block_size) * max_sequences)
         self._blocks = BlockManager(num_blocks, block_size)
         self._scheduler = Scheduler(self._blocks, max_batch_tokens=self.max_batch_tokens, max_sequences=max_sequences)
         self._runner = ModelRunner(model, self._allocate(num_blocks))
+        self._num_reused_tokens = 0
         self._next_request_id = 0
         self._sequences: dict[int, Sequence] = {}
         """The unfinished requests."""
@@ -147,6 +138,7 @@ class Engine(Generator):
         Raises:
             ContextLengthError: the prompt leaves no room for a reply.
             EngineError: an empty prompt, an id outside the vocabulary, or a request id in use.
+            SamplingError: `params.n` is not 1; see `SamplingParams.samples`.
         """
         sequence = self._sequence(prompt_ids, params or SamplingParams(), request_id)
         self._enqueue(sequence)
@@ -174,7 +166,7 @@ class Engine(Generator):
     def generate(
         self, prompts: Iterable[Iterable[int]], params: SamplingParams | Iterable[SamplingParams]
     ) -> list[Completion]:
-        """One completion per prompt, in order; one `params` for all, or one each.
+        """One completion per prompt, in order, or `n` of each; one `params` for all prompts, or one each.
 
         Raises:
             ContextLengthError: as for `add`; nothing has run then.
@@ -185,7 +177,11 @@ class Engine(Generator):
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise EngineError(f"{len(prompts)} prompts need as many sampling settings, or one for all, not {len(each)}")
-        sequences = [self._sequence(prompt, p) for prompt, p in zip(prompts, each, strict=True)]
+        sequences = [
+            self._sequence(prompt, sample_params)
+            for prompt, p in zip(prompts, each, strict=True)
+            for sample_params in p.samples()
+        ]
         try:
             for sequence in sequences:
                 self._enqueue(sequence, inbox=[])
@@ -234,12 +230,14 @@ class Engine(Generator):
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Replace parameters by name, in place; those not named keep their values.
 
-        Unfinished replies keep their tokens and go on with the new weights; their caches are computed again.
+        Unfinished replies keep their tokens and go on with the new weights; their caches are computed again, and
+        nothing that the cache remembers is used any more.
 
         Raises:
             EngineError: no parameter has this name or this shape. Tensors before it in the iterable have been taken.
         """
         self._scheduler.preempt_all()
+        self._blocks.forget_all()
         parameters = self.model.state_dict()
         for name, tensor in named_tensors:
             if name not in parameters:
@@ -257,7 +255,9 @@ class Engine(Generator):
         tokens = sample(self._runner.run(chunks), sampled)
         # Nothing is noted before this line: a step that failed or was interrupted runs again as it was.
         for chunk in chunks:
-            chunk.sequence.num_computed += chunk.length
+            if chunk.start == chunk.sequence.num_reused:
+                self._num_reused_tokens += chunk.sequence.num_reused
+            self._scheduler.note_computed(chunk)
         for sequence, token in zip(sampled, tokens, strict=True):
             self._advance(sequence, token)
         if self.on_step:
@@ -268,6 +268,7 @@ class Engine(Generator):
                     num_waiting=len(self._scheduler.waiting),
                     num_free_blocks=self._blocks.num_free,
                     num_preemptions=self._scheduler.num_preemptions,
+                    num_reused_tokens=self._num_reused_tokens,
                 )
             )
 
@@ -280,6 +281,7 @@ class Engine(Generator):
                 where=f"request {request_id}, after {len(sequence)} tokens",
                 hint="the weights are damaged, or their dtype is too narrow for the values",
             )
+            self._blocks.forget(sequence.block_table)
             self._finish(sequence, StepOutput(request_id, (), "error", error=error))
         elif token in sequence.stop_ids:
             self._finish(sequence, StepOutput(request_id, (), "stop", stop_token=token))
@@ -341,12 +343,17 @@ class Engine(Generator):
                 return
 
     def _sequence(self, prompt_ids: Iterable[int], params: SamplingParams, request_id: int | None = None) -> Sequence:
+        if params.n != 1:
+            raise SamplingError(f"a request is one sample, not {params.n}", where="n", hint="add params.samples()")
         ids = self._checked(prompt_ids)
+        if params.truncate:
+            ids = ids[-max(self.max_context - (params.max_tokens or 1), 1) :]
         if len(ids) >= self.max_context:
             by_cache = self.max_context < self.model.config.max_position_embeddings
             raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens and the context holds {self.max_context}, reply included",
-                hint="shorten the prompt" + (", or give the engine a longer max_context or a larger cache" * by_cache),
+                hint="shorten the prompt, or cut it off with truncate=True"
+                + (", or give the engine a longer max_context or a larger cache" * by_cache),
             )
         if request_id is None:
             request_id = self._next_request_id
@@ -358,6 +365,9 @@ class Engine(Generator):
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.stop_ids),
             max_length=min(self.max_context, len(ids) + (params.max_tokens or self.max_context)),
+            root=root_key(params.cache_salt),
+            priority=params.priority,
+            owner=params.owner,
         )
 
     def _checked(self, token_ids: Iterable[int]) -> list[int]:
@@ -377,30 +387,16 @@ class Engine(Generator):
                 )
         return ids
 
+    def _allocate(self, num_blocks: int) -> PagedKVCache:
+        return allocate_cache(
+            self.model.config, num_blocks, self._blocks.block_size, device=self.device, dtype=self.dtype
+        )
+
     def _hint_for_missing(self, name: str, parameters: Collection[str]) -> str | None:
         for path, module in self.model.named_modules():
             if isinstance(module, Matrix) and module.packed is not None and name == f"{path}.weight":
                 return "this weight is packed; only dense ones can be replaced: load the model with packed=False"
         return did_you_mean(name, parameters)
-
-    def _tokens_in_memory(self) -> int:
-        """Tokens whose keys and values fit into the cache's share of the free memory."""
-        if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-        else:
-            free = available_memory() or ASSUMED_MEMORY
-        return int(free * MEMORY_SHARE) // PagedKVCache.bytes_per_token(self.model.config, self.dtype)
-
-    def _allocate(self, num_blocks: int) -> PagedKVCache:
-        block_size = self._blocks.block_size
-        try:
-            return PagedKVCache(self.model.config, num_blocks, block_size, device=self.device, dtype=self.dtype)
-        except RuntimeError as error:
-            num_bytes = PagedKVCache.bytes_per_token(self.model.config, self.dtype) * num_blocks * block_size
-            raise ResourceError(
-                f"there is no memory for a cache of {format_bytes(num_bytes)}",
-                hint="lower cache_tokens, or free some memory",
-            ) from error
 
 
 def _device_and_dtype(model: LanguageModel) -> tuple[torch.device, torch.dtype]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from camelid.base.errors import SamplingError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose the next tokens and when to stop.
+    """How to choose the next tokens, when to stop, and how the request is served.
 
     `temperature = 0` is greedy. The filters apply in this order: repetition penalty, temperature, top-k, top-p, min-p.
 
@@ -42,6 +43,17 @@ class SamplingParams:
     """Tokens that end the reply, beside the model's own; not part of it."""
     ignore_eos: bool = False
     """Go on past the model's own end tokens."""
+    n: int = 1
+    """Replies to the prompt (≥ 1), which share the prompt's part of the cache."""
+    truncate: bool = False
+    """Cut the beginning off a prompt that leaves no room for `max_tokens` (or one) more; otherwise it is an error."""
+    priority: int = 0
+    """Requests of greater priority go first, between -1000 and 1000; none waits for ever."""
+    owner: str = ""
+    """On whose behalf the request is made: owners take turns when requests wait."""
+    cache_salt: str = ""
+    """Cached prefixes are shared between requests with the same salt only; how long a prompt takes tells others
+    nothing then."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _as_tuple(self.stop))
@@ -58,6 +70,24 @@ class SamplingParams:
         self._require(all(isinstance(text, str) and text for text in self.stop), "stop", "texts that are not empty")
         self._require(all(_is_whole(i, 0) for i in self.stop_token_ids), "stop_token_ids", "token ids")
         self._require(isinstance(self.ignore_eos, bool), "ignore_eos", "true or false")
+
+        self._require(_is_whole(self.n, 1), "n", "a whole number from 1")
+        self._require(isinstance(self.truncate, bool), "truncate", "true or false")
+        self._require(_is_whole(self.priority, -1000) and self.priority <= 1000, "priority", "between -1000 and 1000")
+        self._require(isinstance(self.owner, str), "owner", "a text")
+        self._require(isinstance(self.cache_salt, str), "cache_salt", "a text")
+
+    def samples(self) -> list[SamplingParams]:
+        """The settings of each of the `n` replies; the first one's seed is this one's, the others' follow from it."""
+        if self.n == 1:
+            return [self]
+        return [replace(self, n=1, seed=self._seed_of(number)) for number in range(self.n)]
+
+    def _seed_of(self, number: int) -> int | None:
+        if self.seed is None or number == 0:
+            return self.seed
+        digest = blake2b(number.to_bytes(8, "little"), digest_size=8, key=self.seed.to_bytes(8, "little")).digest()
+        return int.from_bytes(digest, "little") >> 1
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from camelid.engine.block_manager import next_key
+
 if TYPE_CHECKING:
     from camelid.engine.params import SamplingParams
 
@@ -23,11 +25,29 @@ class Sequence:
     """Tokens that end the reply."""
     max_length: int
     """Tokens of prompt and reply at which the reply ends."""
+    root: bytes = b""
+    """The key before the first block (`block_manager.root_key`)."""
+    priority: int = 0
+    """Greater goes first."""
+    owner: str = ""
+    """On whose behalf; owners take turns."""
+    turn: int = 0
+    """Its place among its owner's requests and everybody's turns. Set by the scheduler, as is the next."""
+    rank: tuple[int, int] = (0, 0)
+    """The scheduler's order: the least runs first."""
     num_prompt: int = field(init=False)
     num_computed: int = 0
     """Tokens whose keys and values lie in the cache."""
+    num_reused: int = 0
+    """Of these, tokens that were found there when the sequence began to run."""
     block_table: list[int] = field(default_factory=list)
     """The cache blocks that hold the sequence, in order."""
+    num_remembered: int = 0
+    """Blocks at the beginning of the table that the block manager knows by their keys."""
+    may_reuse: bool = True
+    """Whether it may start from blocks that the cache remembers."""
+    known_keys: list[bytes] = field(default_factory=list)
+    """The keys of its full blocks, as far as they have been asked for."""
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.token_ids)
@@ -44,6 +64,13 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens that must run before the next one can be sampled: 1 while decoding, more while prefilling."""
         return len(self.token_ids) - self.num_computed
+
+    def keys(self, num_blocks: int, block_size: int) -> list[bytes]:
+        """The keys of the first blocks, all of which are full."""
+        for index in range(len(self.known_keys), num_blocks):
+            tokens = self.token_ids[index * block_size : (index + 1) * block_size]
+            self.known_keys.append(next_key(self.known_keys[-1] if index else self.root, tokens))
+        return self.known_keys[:num_blocks]
 
 
 @dataclass(frozen=True, slots=True)
