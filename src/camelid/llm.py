@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from inspect import signature
 from operator import index
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from camelid.engine.engine import Engine
+    from camelid.engine.protocol import TokenLogprob
+    from camelid.engine.vocabulary import Vocabulary
     from camelid.model.base import LanguageModel
     from camelid.tokenizer import StreamDecoder, Tokenizer
     from camelid.tokenizer.chat import ChatFormat
@@ -61,6 +63,10 @@ class Generation:
     finish_reason: str
     """"stop": the model or a stop text ended it; "length": `max_tokens` or the context did."""
     num_prompt_tokens: int
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """One for each token, with `logprobs=True`."""
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """One for each token of the prompt but the first, with `prompt_logprobs=…`."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Chunk:
     token_ids: list[int]
     finish_reason: str | None = None
     """None until the last piece."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token, with `logprobs=True`."""
 
 
 def load(
@@ -185,7 +193,24 @@ class LLM:
         """The engine that runs the model."""
         from camelid.engine.engine import Engine
 
-        return Engine(self.model, stop_ids=tuple(sorted(self.stop_ids)), **self._engine_options)
+        return Engine(
+            self.model, stop_ids=tuple(sorted(self.stop_ids)), vocabulary=self._vocabulary, **self._engine_options
+        )
+
+    def _vocabulary(self) -> Vocabulary:
+        """The bytes of every token, for the engine's grammars."""
+        from camelid.engine.vocabulary import Vocabulary
+
+        tokenizer = self.tokenizer
+        control = {token_id: name.encode() for name, token_id in tokenizer.special.ids.items()}
+        token_bytes = []
+        for token_id in range(tokenizer.vocab_size):
+            try:
+                data = tokenizer.token_bytes(token_id)
+            except TokenizerError:  # an id without a token
+                data = b""
+            token_bytes.append(b"" if token_id in control else data)
+        return Vocabulary(token_bytes, control, tokenizer.encode)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -298,7 +323,14 @@ class LLM:
             for request in replies:
                 self._forget(request)
         return [
-            Generation(reply.text, reply.token_ids, reply.finish_reason or "stop", len(prepared.ids))
+            Generation(
+                reply.text,
+                reply.token_ids,
+                reply.finish_reason or "stop",
+                len(prepared.ids),
+                reply.logprobs,
+                reply.prompt_logprobs,
+            )
             for reply, prepared in zip(replies.values(), batch, strict=True)
         ]
 
@@ -308,7 +340,7 @@ class LLM:
         return _Prepared(self.encode_prompt(prompt, tools=tools), params, continuing)
 
     def _start(self, prepared: _Prepared) -> tuple[int, _Reply]:
-        reply = _Reply(self.tokenizer.stream(continuing=prepared.continuing), prepared.params.stop)
+        reply = _Reply(self.tokenizer.stream(continuing=prepared.continuing), prepared.params)
         with self._lock:
             request = self.engine.add(prepared.ids, prepared.params)
             self._replies[request] = reply
@@ -322,7 +354,8 @@ class LLM:
                 if reply is None or reply.finish_reason:
                     continue
                 reply.error = output.error
-                stopped_by_text = reply.extend(output.token_ids, output.finish_reason)
+                reply.prompt_logprobs += output.prompt_logprobs
+                stopped_by_text = reply.extend(output.token_ids, output.finish_reason, output.logprobs)
                 if stopped_by_text and not output.finish_reason:
                     self.engine.cancel(output.request_id)
             self._cancel_forgotten()
@@ -356,24 +389,30 @@ class _Reply:
     Text that may be the start of a stop text is held back until it is known not to be.
     """
 
-    def __init__(self, decoder: StreamDecoder, stop: tuple[str, ...]) -> None:
+    def __init__(self, decoder: StreamDecoder, params: SamplingParams) -> None:
         self.text = ""
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
         self.chunks: deque[Chunk] = deque()
         self.error: CamelidError | None = None
-        self._stop = stop
+        self.logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self._stop = params.stop
+        self._min_tokens = params.min_tokens
         self._decoder = decoder
         self._held = ""
 
-    def extend(self, token_ids: Sequence[int], finish_reason: str | None) -> bool:
+    def extend(
+        self, token_ids: Sequence[int], finish_reason: str | None, logprobs: Sequence[TokenLogprob] = ()
+    ) -> bool:
         """Take new tokens; whether a stop text ended the reply."""
         stopped = False
         taken: list[int] = []
         for token_id in token_ids:
             taken.append(token_id)
             self._held += self._decoder.push(token_id)
-            if stopped := self._cut_at_stop():
+            is_long_enough = len(self.token_ids) + len(taken) >= self._min_tokens
+            if stopped := is_long_enough and self._cut_at_stop():
                 break
         if finish_reason and not stopped:
             self._held += self._decoder.flush()
@@ -384,7 +423,8 @@ class _Reply:
         self._held = self._held[len(text) :]
         self.text += text
         self.token_ids += taken
-        self.chunks.append(Chunk(text, taken, reason))
+        self.logprobs += logprobs[: len(taken)]
+        self.chunks.append(Chunk(text, taken, reason, tuple(logprobs[: len(taken)])))
         self.finish_reason = reason  # last: another thread may be waiting for it
         return stopped
 
@@ -428,7 +468,7 @@ def sampling_params(settings: Mapping[str, Any], base: SamplingParams | None = N
 def _known_engine_options(options: dict[str, Any]) -> dict[str, Any]:
     from camelid.engine.engine import Engine
 
-    known = set(signature(Engine).parameters) - {"model", "stop_ids"}
+    known = set(signature(Engine).parameters) - {"model", "stop_ids", "vocabulary"}
     for name in options:
         if name not in known:
             raise EngineError(f"unknown engine option '{name}'", hint=did_you_mean(name, known))

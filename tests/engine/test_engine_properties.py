@@ -26,20 +26,27 @@ class Arrival:
     """Steps from arrival to cancel."""
 
 
-PARAMS = st.builds(
-    SamplingParams,
+COMMON = dict(
     max_tokens=st.integers(1, 25),
     temperature=st.sampled_from([0.0, 0.0, 1.0, 2.0]),
-    top_k=st.sampled_from([0, 7]),
-    top_p=st.sampled_from([1.0, 0.9]),
-    min_p=st.sampled_from([0.0, 0.02]),
     repetition_penalty=st.sampled_from([1.0, 1.3]),
     seed=st.integers(0, 2**63 - 1),
     stop_token_ids=st.sampled_from([(), (1, 5)]),
     priority=st.sampled_from([0, 0, 1, -3]),
     owner=st.sampled_from(["", "a", "b"]),
     cache_salt=st.sampled_from(["", "", "s"]),
+    dry_multiplier=st.sampled_from([0.0, 1.0]),
+    frequency_penalty=st.sampled_from([0.0, 0.3]),
 )
+PARAMS = st.builds(
+    SamplingParams,
+    **COMMON,
+    top_k=st.sampled_from([0, 7]),
+    top_p=st.sampled_from([1.0, 0.9]),
+    min_p=st.sampled_from([0.0, 0.02]),
+    typical_p=st.sampled_from([1.0, 0.8]),
+    xtc_probability=st.sampled_from([0.0, 0.5]),
+) | st.builds(SamplingParams, **COMMON, mirostat_tau=st.just(3.0))
 BEGINNINGS = [[], [7], [5, 4, 3, 2, 1, 0, 9, 8, 7, 6], [5, 4, 3, 2, 1, 0, 9, 8, 7, 6, 60, 59, 58, 57]]
 PROMPTS = st.builds(
     lambda beginning, end: beginning + end,
@@ -182,3 +189,19 @@ def test_many_that_wait_run_together_whatever_they_share(tiny_model: TinyModel) 
     beginning = [i * 7 % 61 for i in range(24)]
     engine.generate([[*beginning, i] for i in range(12)], SamplingParams(max_tokens=10))
     assert all(stats.num_sequences >= 8 for stats in log[1:-1])
+
+
+def test_logprobs_of_prompt_and_reply_are_the_models_whatever_the_chunks(tiny_model: TinyModel) -> None:
+    prompt = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+    params = SamplingParams(max_tokens=5, temperature=1.0, seed=1, logprobs=True, top_logprobs=2, prompt_logprobs=1)
+    for options in ({}, {"max_batch_tokens": 3}, {"block_size": 4, "cache_tokens": 24, "max_context": 20}):
+        engine = Engine(tiny_model, **options)
+        engine.generate([prompt], SamplingParams(max_tokens=1))
+        first, _ = engine.generate([prompt, prompt[::-1]], params)
+        ids = [*prompt, *first.token_ids]
+        expected = engine.logits(ids).log_softmax(-1)
+        got = [*first.prompt_logprobs, *first.logprobs]
+        assert [logprob.token_id for logprob in got] == ids[1:]
+        for place, logprob in enumerate(got):
+            assert logprob.logprob == pytest.approx(float(expected[place, ids[place + 1]]), abs=1e-4)
+            assert logprob.top[0][0] == int(expected[place].argmax())

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
-from operator import index
 from typing import TYPE_CHECKING
 
 import torch
 
-from camelid.base.errors import ContextLengthError, EngineError, SamplingError, did_you_mean
-from camelid.engine.block_manager import BlockManager, root_key
+from camelid.base.errors import ContextLengthError, EngineError, did_you_mean
+from camelid.engine.admission import Admission
+from camelid.engine.block_manager import BlockManager
 from camelid.engine.cache_size import allocate_cache, cache_capacity, checked_context
 from camelid.engine.kv_cache import PagedContext, PagedKVCache
 from camelid.engine.model_runner import ModelRunner
 from camelid.engine.params import SamplingParams
-from camelid.engine.protocol import Completion, Generator, StepOutput
-from camelid.engine.sampling import sample
+from camelid.engine.protocol import Completion, FinishReason, Generator, StepOutput, TokenLogprob
+from camelid.engine.sampling import NONE_LEFT, sample
+from camelid.engine.sampling.logprobs import token_logprobs
 from camelid.engine.scheduler import Scheduler
-from camelid.engine.sequence import Sequence
 from camelid.model.linear import Matrix
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from camelid.engine.sequence import Sequence
+    from camelid.engine.vocabulary import Vocabulary
     from camelid.model.base import LanguageModel
 
 
@@ -77,6 +78,7 @@ class Engine(Generator):
         max_batch_tokens: tokens per forward pass; longer prompts run in chunks. More is quicker on a big device, fewer
             keeps running replies fluent while a long prompt arrives. Default: 512 on a CPU, else 4096.
         max_sequences: sequences that run at one time; more wait.
+        vocabulary: makes what the engine knows of text, for grammars, banned strings and DRY's breakers.
         on_step: called after each step.
 
     Raises:
@@ -94,6 +96,7 @@ class Engine(Generator):
         block_size: int = 16,
         max_batch_tokens: int | None = None,
         max_sequences: int = 64,
+        vocabulary: Callable[[], Vocabulary] | None = None,
         on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
         sizes = {"block_size": block_size, "max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
@@ -122,7 +125,7 @@ class Engine(Generator):
         self._scheduler = Scheduler(self._blocks, max_batch_tokens=self.max_batch_tokens, max_sequences=max_sequences)
         self._runner = ModelRunner(model, self._allocate(num_blocks))
         self._num_reused_tokens = 0
-        self._next_request_id = 0
+        self._admission = Admission(model.config, self.max_context, self.stop_ids, vocabulary)
         self._sequences: dict[int, Sequence] = {}
         """The unfinished requests."""
         self._inboxes: dict[int, list[StepOutput]] = {}
@@ -140,7 +143,7 @@ class Engine(Generator):
             EngineError: an empty prompt, an id outside the vocabulary, or a request id in use.
             SamplingError: `params.n` is not 1; see `SamplingParams.samples`.
         """
-        sequence = self._sequence(prompt_ids, params or SamplingParams(), request_id)
+        sequence = self._admission.sequence(prompt_ids, params or SamplingParams(), request_id)
         self._enqueue(sequence)
         return sequence.request_id
 
@@ -178,7 +181,7 @@ class Engine(Generator):
         if len(each) != len(prompts):
             raise EngineError(f"{len(prompts)} prompts need as many sampling settings, or one for all, not {len(each)}")
         sequences = [
-            self._sequence(prompt, sample_params)
+            self._admission.sequence(prompt, sample_params)
             for prompt, p in zip(prompts, each, strict=True)
             for sample_params in p.samples()
         ]
@@ -199,7 +202,7 @@ class Engine(Generator):
             ContextLengthError: as for `add`, at once.
             EngineError: as for `add`, at once; or while iterating, if the model's scores are not numbers.
         """
-        return self._stream(self._sequence(prompt_ids, params or SamplingParams()))
+        return self._stream(self._admission.sequence(prompt_ids, params or SamplingParams()))
 
     @torch.inference_mode()
     def logits(self, ids: Iterable[int]) -> Tensor:
@@ -209,7 +212,7 @@ class Engine(Generator):
             ContextLengthError: more tokens than the model's positions.
             EngineError: no tokens, or an id outside the vocabulary.
         """
-        ids = self._checked(ids)
+        ids = self._admission.checked(ids)
         config = self.model.config
         if len(ids) > config.max_position_embeddings:
             raise ContextLengthError(
@@ -252,14 +255,16 @@ class Engine(Generator):
         if not chunks:
             return
         sampled = [chunk.sequence for chunk in chunks if chunk.is_last]
-        tokens = sample(self._runner.run(chunks), sampled)
+        logits_BV = self._runner.run(chunks)
+        tokens = sample(logits_BV, sampled)
+        logprobs = _asked_logprobs(logits_BV, sampled, tokens)
         # Nothing is noted before this line: a step that failed or was interrupted runs again as it was.
         for chunk in chunks:
             if chunk.start == chunk.sequence.num_reused:
                 self._num_reused_tokens += chunk.sequence.num_reused
             self._scheduler.note_computed(chunk)
-        for sequence, token in zip(sampled, tokens, strict=True):
-            self._advance(sequence, token)
+        for row, (sequence, token) in enumerate(zip(sampled, tokens, strict=True)):
+            self._advance(sequence, token, logprobs.get(row, ()))
         if self.on_step:
             self.on_step(
                 StepStats(
@@ -272,25 +277,45 @@ class Engine(Generator):
                 )
             )
 
-    def _advance(self, sequence: Sequence, token: int | None) -> None:
+    def _advance(self, sequence: Sequence, token: int | None, logprobs: tuple[TokenLogprob, ...] = ()) -> None:
         """Add a sampled token to its sequence, and end it if that was the last."""
         request_id = sequence.request_id
         if token is None:
-            error = EngineError(
-                "the model's scores are not numbers",
-                where=f"request {request_id}, after {len(sequence)} tokens",
-                hint="the weights are damaged, or their dtype is too narrow for the values",
-            )
             self._blocks.forget(sequence.block_table)
-            self._finish(sequence, StepOutput(request_id, (), "error", error=error))
+            self._fail(
+                sequence,
+                "the model's scores are not numbers",
+                "the weights are damaged, or their dtype is too narrow for the values",
+            )
+        elif token == NONE_LEFT:
+            problem = sequence.grammar.problem if sequence.grammar else "every token is banned"
+            self._fail(sequence, f"no token can come next: {problem}", "loosen the grammar or what is banned")
         elif token in sequence.stop_ids:
             self._finish(sequence, StepOutput(request_id, (), "stop", stop_token=token))
         else:
+            try:
+                is_whole = sequence.grammar is not None and sequence.grammar.accept(token)
+            except EngineError as error:
+                self._fail(sequence, error.what, "simplify the grammar")
+                return
+            prompt_logprobs = () if sequence.num_generated else tuple(sequence.prompt_logprobs)
             sequence.token_ids.append(token)
-            if len(sequence) < sequence.max_length:
-                self._deliver(StepOutput(request_id, (token,)))
+            reason: FinishReason | None = None
+            if is_whole:
+                reason = "stop"
+            elif len(sequence) >= sequence.max_length:
+                reason = "length"
+            output = StepOutput(request_id, (token,), reason, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+            if reason:
+                self._finish(sequence, output)
             else:
-                self._finish(sequence, StepOutput(request_id, (token,), "length"))
+                self._deliver(output)
+
+    def _fail(self, sequence: Sequence, what: str, hint: str) -> None:
+        """End one request with an error; the others go on."""
+        where = f"request {sequence.request_id}, after {len(sequence)} tokens"
+        error = EngineError(what, where=where, hint=hint)
+        self._finish(sequence, StepOutput(sequence.request_id, (), "error", error=error))
 
     def _deliver(self, output: StepOutput) -> None:
         self._inboxes.get(output.request_id, self._undelivered).append(output)
@@ -325,9 +350,16 @@ class Engine(Generator):
             self._abandon(sequence)
 
     def _complete(self, sequence: Sequence) -> Completion:
-        *_, last = self._outputs(sequence)
+        outputs = list(self._outputs(sequence))
+        last = outputs[-1]
         assert last.finish_reason is not None
-        return Completion(sequence.token_ids[sequence.num_prompt :], last.finish_reason, last.stop_token)
+        return Completion(
+            sequence.token_ids[sequence.num_prompt :],
+            last.finish_reason,
+            last.stop_token,
+            [logprob for output in outputs for logprob in output.logprobs],
+            list(sequence.prompt_logprobs),
+        )
 
     def _outputs(self, sequence: Sequence) -> Iterator[StepOutput]:
         """The outputs of a request with an inbox, to the last; steps are run when there are none yet."""
@@ -342,51 +374,6 @@ class Engine(Generator):
             if output.finish_reason is not None:
                 return
 
-    def _sequence(self, prompt_ids: Iterable[int], params: SamplingParams, request_id: int | None = None) -> Sequence:
-        if params.n != 1:
-            raise SamplingError(f"a request is one sample, not {params.n}", where="n", hint="add params.samples()")
-        ids = self._checked(prompt_ids)
-        if params.truncate:
-            ids = ids[-max(self.max_context - (params.max_tokens or 1), 1) :]
-        if len(ids) >= self.max_context:
-            by_cache = self.max_context < self.model.config.max_position_embeddings
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens and the context holds {self.max_context}, reply included",
-                hint="shorten the prompt, or cut it off with truncate=True"
-                + (", or give the engine a longer max_context or a larger cache" * by_cache),
-            )
-        if request_id is None:
-            request_id = self._next_request_id
-        self._next_request_id = max(self._next_request_id, request_id + 1)
-        return Sequence(
-            request_id=request_id,
-            token_ids=ids,
-            params=params,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
-            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.stop_ids),
-            max_length=min(self.max_context, len(ids) + (params.max_tokens or self.max_context)),
-            root=root_key(params.cache_salt),
-            priority=params.priority,
-            owner=params.owner,
-        )
-
-    def _checked(self, token_ids: Iterable[int]) -> list[int]:
-        try:
-            ids = [index(i) for i in token_ids]
-        except TypeError as error:
-            raise EngineError("a prompt is a sequence of integers", hint="encode text first") from error
-        if not ids:
-            raise EngineError("there are no tokens to go on from", hint="give at least one token, BOS for instance")
-        vocab_size = self.model.config.vocab_size
-        for extreme in (min(ids), max(ids)):
-            if not 0 <= extreme < vocab_size:
-                raise EngineError(
-                    f"the token id {extreme} is outside the vocabulary of {vocab_size}",
-                    where=f"position {ids.index(extreme)}",
-                    hint="does the tokenizer belong to this model?",
-                )
-        return ids
-
     def _allocate(self, num_blocks: int) -> PagedKVCache:
         return allocate_cache(
             self.model.config, num_blocks, self._blocks.block_size, device=self.device, dtype=self.dtype
@@ -397,6 +384,20 @@ class Engine(Generator):
             if isinstance(module, Matrix) and module.packed is not None and name == f"{path}.weight":
                 return "this weight is packed; only dense ones can be replaced: load the model with packed=False"
         return did_you_mean(name, parameters)
+
+
+def _asked_logprobs(
+    logits_BV: Tensor, sequences: list[Sequence], tokens: list[int | None]
+) -> dict[int, tuple[TokenLogprob, ...]]:
+    """Row → its token's log-probability, for those that ask and have a token."""
+    rows = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs]
+    found: dict[int, tuple[TokenLogprob, ...]] = {}
+    for row in rows:
+        token = tokens[row]
+        if token is not None and token != NONE_LEFT:
+            num_top = sequences[row].params.top_logprobs
+            found[row] = tuple(token_logprobs(logits_BV[row : row + 1], [token], num_top))
+    return found
 
 
 def _device_and_dtype(model: LanguageModel) -> tuple[torch.device, torch.dtype]:

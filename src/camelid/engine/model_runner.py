@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from camelid.engine.kv_cache import PagedContext
+from camelid.engine.sampling.logprobs import token_logprobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from camelid.engine.kv_cache import PagedKVCache
     from camelid.engine.sequence import Chunk
     from camelid.model.base import LanguageModel
+
+
+SCORED_TOGETHER = 64
+"""Rows of the vocabulary's scores that are held at once for `prompt_logprobs`: 33 MB each time of 128,000 tokens."""
 
 
 class ModelRunner:
@@ -38,6 +43,11 @@ class ModelRunner:
             [chunk.sequence.block_table for chunk in chunks],
         )
         hidden_TE = self.hidden([i for chunk in chunks for i in chunk.token_ids], context)
+        start = 0
+        for chunk in chunks:
+            if chunk.sequence.params.prompt_logprobs is not None:
+                self._score_prompt(chunk, hidden_TE[start : start + chunk.length])
+            start += chunk.length
         ends = accumulate(chunk.length for chunk in chunks)
         rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.is_last]
         if not rows:
@@ -45,6 +55,19 @@ class ModelRunner:
         if len(rows) < len(hidden_TE):
             hidden_TE = hidden_TE[torch.tensor(rows, device=hidden_TE.device)]
         return self.model.logits(hidden_TE)
+
+    def _score_prompt(self, chunk: Chunk, hidden_TE: Tensor) -> None:
+        """Note how likely the prompt's tokens were that follow the chunk's; a chunk that runs again notes it again."""
+        sequence = chunk.sequence
+        following = sequence.token_ids[chunk.start + 1 : min(chunk.start + chunk.length + 1, sequence.num_prompt)]
+        if not following:
+            return
+        del sequence.prompt_logprobs[chunk.start :]
+        num_top = sequence.params.prompt_logprobs or 0
+        for first in range(0, len(following), SCORED_TOGETHER):
+            ids = following[first : first + SCORED_TOGETHER]
+            logits_TV = self.model.logits(hidden_TE[first : first + len(ids)])
+            sequence.prompt_logprobs += token_logprobs(logits_TV, ids, num_top)
 
     def hidden(self, ids: list[int], context: PagedContext) -> Tensor:
         """Final hidden states [T, E] of the tokens of a context."""

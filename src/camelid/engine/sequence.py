@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from camelid.engine.block_manager import next_key
 
 if TYPE_CHECKING:
+    from camelid.engine.grammar import Grammar
     from camelid.engine.params import SamplingParams
+    from camelid.engine.protocol import TokenLogprob
+    from camelid.engine.vocabulary import BannedText
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +38,11 @@ class Sequence:
     """Its place among its owner's requests and everybody's turns. Set by the scheduler, as is the next."""
     rank: tuple[int, int] = (0, 0)
     """The scheduler's order: the least runs first."""
+    banned_texts: tuple[BannedText, ...] = ()
+    dry_breakers: frozenset[int] = frozenset()
+    grammar: Grammar | None = None
+    """What the reply has to follow, and how far it has come."""
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     num_prompt: int = field(init=False)
     num_computed: int = 0
     """Tokens whose keys and values lie in the cache."""
@@ -49,11 +57,29 @@ class Sequence:
     known_keys: list[bytes] = field(default_factory=list)
     """The keys of its full blocks, as far as they have been asked for."""
 
+    _mus: list[float] = field(init=False)
+
     def __post_init__(self) -> None:
         self.num_prompt = len(self.token_ids)
+        self._mus = [2 * self.params.mirostat_tau]
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether anything is added to its logits or ruled out."""
+        return self.grammar is not None or self.params.adjusts_logits
+
+    @property
+    def mirostat_mu(self) -> float:
+        """Mirostat's bound for the next token."""
+        return self._mus[self.num_generated]
+
+    def set_next_mu(self, mu: float) -> None:
+        """Note mirostat's bound for the token after next. A step that is repeated notes it again."""
+        del self._mus[self.num_generated + 1 :]
+        self._mus.append(mu)
 
     @property
     def num_generated(self) -> int:
