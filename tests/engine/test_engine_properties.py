@@ -26,18 +26,18 @@ class Arrival:
     """Steps from arrival to cancel."""
 
 
-COMMON = dict(
-    max_tokens=st.integers(1, 25),
-    temperature=st.sampled_from([0.0, 0.0, 1.0, 2.0]),
-    repetition_penalty=st.sampled_from([1.0, 1.3]),
-    seed=st.integers(0, 2**63 - 1),
-    stop_token_ids=st.sampled_from([(), (1, 5)]),
-    priority=st.sampled_from([0, 0, 1, -3]),
-    owner=st.sampled_from(["", "a", "b"]),
-    cache_salt=st.sampled_from(["", "", "s"]),
-    dry_multiplier=st.sampled_from([0.0, 1.0]),
-    frequency_penalty=st.sampled_from([0.0, 0.3]),
-)
+COMMON = {
+    "max_tokens": st.integers(1, 25),
+    "temperature": st.sampled_from([0.0, 0.0, 1.0, 2.0]),
+    "repetition_penalty": st.sampled_from([1.0, 1.3]),
+    "seed": st.integers(0, 2**63 - 1),
+    "stop_token_ids": st.sampled_from([(), (1, 5)]),
+    "priority": st.sampled_from([0, 0, 1, -3]),
+    "owner": st.sampled_from(["", "a", "b"]),
+    "cache_salt": st.sampled_from(["", "", "s"]),
+    "dry_multiplier": st.sampled_from([0.0, 1.0]),
+    "frequency_penalty": st.sampled_from([0.0, 0.3]),
+}
 PARAMS = st.builds(
     SamplingParams,
     **COMMON,

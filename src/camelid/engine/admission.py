@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from camelid.engine.params import SamplingParams
     from camelid.engine.vocabulary import Vocabulary
     from camelid.model.base import ModelConfig
+    from camelid.model.lora import Adapters
 
 
 class Admission:
@@ -28,6 +29,7 @@ class Admission:
         max_context: tokens of prompt and reply that a sequence may have.
         stop_ids: the model's own end tokens.
         vocabulary: makes what the engine knows of text, when that is first needed; None: it knows none.
+        adapters: those that requests may name.
     """
 
     def __init__(
@@ -36,10 +38,12 @@ class Admission:
         max_context: int,
         stop_ids: frozenset[int],
         vocabulary: Callable[[], Vocabulary] | None,
+        adapters: Adapters,
     ) -> None:
         self.config = config
         self.max_context = max_context
         self.stop_ids = stop_ids
+        self.adapters = adapters
         self._make_vocabulary = vocabulary
         self._next_request_id = 0
 
@@ -50,6 +54,7 @@ class Admission:
             ContextLengthError: the prompt leaves no room for a reply.
             EngineError: an empty prompt, or an id outside the vocabulary.
             SamplingError: settings that this engine cannot honour.
+            NotFoundError: there is no such adapter.
         """
         if params.n != 1:
             raise SamplingError(f"a request is one sample, not {params.n}", where="n", hint="add params.samples()")
@@ -75,7 +80,7 @@ class Admission:
             stop_ids=frozenset(params.stop_token_ids)
             | (frozenset() if params.ignore_eos and not params.has_grammar else self.stop_ids),
             max_length=min(self.max_context, len(ids) + (params.max_tokens or self.max_context)),
-            root=root_key(params.cache_salt),
+            root=root_key(params.cache_salt, self.adapters.number(params.adapter)),
             priority=params.priority,
             owner=params.owner,
             may_reuse=params.prompt_logprobs is None,

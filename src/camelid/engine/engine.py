@@ -19,6 +19,7 @@ from camelid.engine.sampling import NONE_LEFT, sample
 from camelid.engine.sampling.logprobs import token_logprobs
 from camelid.engine.scheduler import Scheduler
 from camelid.model.linear import Matrix
+from camelid.model.lora import Adapters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from camelid.engine.sequence import Sequence
     from camelid.engine.vocabulary import Vocabulary
     from camelid.model.base import LanguageModel
+    from camelid.model.lora import LoraAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +125,10 @@ class Engine(Generator):
         num_blocks = min(capacity // block_size, -(-(max_context or positions) // block_size) * max_sequences)
         self._blocks = BlockManager(num_blocks, block_size)
         self._scheduler = Scheduler(self._blocks, max_batch_tokens=self.max_batch_tokens, max_sequences=max_sequences)
-        self._runner = ModelRunner(model, self._allocate(num_blocks))
+        self._adapters = Adapters(model)
+        self._runner = ModelRunner(model, self._allocate(num_blocks), self._adapters)
         self._num_reused_tokens = 0
-        self._admission = Admission(model.config, self.max_context, self.stop_ids, vocabulary)
+        self._admission = Admission(model.config, self.max_context, self.stop_ids, vocabulary, self._adapters)
         self._sequences: dict[int, Sequence] = {}
         """The unfinished requests."""
         self._inboxes: dict[int, list[StepOutput]] = {}
@@ -203,6 +206,34 @@ class Engine(Generator):
             EngineError: as for `add`, at once; or while iterating, if the model's scores are not numbers.
         """
         return self._stream(self._admission.sequence(prompt_ids, params or SamplingParams()))
+
+    def add_adapter(self, name: str, adapter: LoraAdapter) -> None:
+        """Let requests name an adapter; those that run go on beside it.
+
+        Raises:
+            EngineError: the name is taken, or the adapter does not fit the model.
+        """
+        self._adapters.add(name, adapter)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter.
+
+        Raises:
+            NotFoundError: there is none of this name.
+            EngineError: unfinished requests use it.
+        """
+        if users := [s.request_id for s in self._sequences.values() if s.params.adapter == name]:
+            raise EngineError(
+                f"{len(users)} unfinished requests use the adapter '{name}'",
+                where=f"request {users[0]}",
+                hint="cancel them, or wait for their ends",
+            )
+        self._adapters.remove(name)
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The adapters that requests can name."""
+        return list(self._adapters.names)
 
     @torch.inference_mode()
     def logits(self, ids: Iterable[int]) -> Tensor:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from camelid.engine.kv_cache import PagedKVCache
     from camelid.engine.sequence import Chunk
     from camelid.model.base import LanguageModel
+    from camelid.model.lora import Adapters
 
 
 SCORED_TOGETHER = 64
@@ -25,9 +26,10 @@ SCORED_TOGETHER = 64
 class ModelRunner:
     """Runs chunks of any sequences in one forward pass over the paged cache."""
 
-    def __init__(self, model: LanguageModel, cache: PagedKVCache) -> None:
+    def __init__(self, model: LanguageModel, cache: PagedKVCache, adapters: Adapters) -> None:
         self.model = model
         self.cache = cache
+        self.adapters = adapters
 
     @torch.inference_mode()
     def run(self, chunks: list[Chunk]) -> Tensor:
@@ -42,7 +44,8 @@ class ModelRunner:
             [chunk.start for chunk in chunks],
             [chunk.sequence.block_table for chunk in chunks],
         )
-        hidden_TE = self.hidden([i for chunk in chunks for i in chunk.token_ids], context)
+        with self.adapters.applied([(chunk.sequence.params.adapter, chunk.length) for chunk in chunks]):
+            hidden_TE = self.hidden([i for chunk in chunks for i in chunk.token_ids], context)
         start = 0
         for chunk in chunks:
             if chunk.sequence.params.prompt_logprobs is not None:

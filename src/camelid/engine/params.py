@@ -102,6 +102,8 @@ class SamplingParams:
     """Replies to the prompt (≥ 1), which share the prompt's part of the cache."""
     truncate: bool = False
     """Cut the beginning off a prompt that leaves no room for `max_tokens` (or one) more; otherwise it is an error."""
+    adapter: str | None = None
+    """The name of the engine's adapter that answers; None: the model as it is."""
     priority: int = 0
     """Requests of greater priority go first, between -1000 and 1000; none waits for ever."""
     owner: str = ""
@@ -145,6 +147,8 @@ class SamplingParams:
         self._require(_is_whole(self.n, 1), "n", "a whole number from 1")
         self._require(isinstance(self.truncate, bool), "truncate", "true or false")
         self._require(_is_whole(self.priority, -1000) and self.priority <= 1000, "priority", "between -1000 and 1000")
+        fits = self.adapter is None or (isinstance(self.adapter, str) and bool(self.adapter))
+        self._require(fits, "adapter", "the name of an adapter")
         self._require(isinstance(self.owner, str), "owner", "a text")
         self._require(isinstance(self.cache_salt, str), "cache_salt", "a text")
 
