@@ -9,14 +9,15 @@ for chunk in llm.stream("Once upon a time", max_tokens=20):
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from inspect import signature
 from operator import index
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, cast, overload
 
 from camelid.base.errors import (
     CamelidError,
@@ -47,6 +48,9 @@ Message: TypeAlias = Mapping[str, Any]
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 """Text to continue, token ids to continue, or a conversation to answer."""
+
+Pooling: TypeAlias = Literal["mean", "last"]
+"""How the states of a text's tokens become one vector."""
 
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
 """JSON schemas of tools."""
@@ -290,12 +294,66 @@ class LLM:
         """`generate` for one prompt, piece by piece; closing the iterator cancels the rest."""
         return self._stream(self._prepare(prompt, tools, sampling_params(sampling)))
 
+    async def astream(self, prompt: Prompt, *, tools: Tools | None = None, **sampling: Any) -> AsyncGenerator[Chunk]:
+        """`stream` for `async for`: steps run on a thread, and many streams share them.
+
+        A task that is cancelled, or an iterator that is closed or dropped, cancels the rest.
+        """
+        request, reply = await asyncio.to_thread(self._start, self._prepare(prompt, tools, sampling_params(sampling)))
+        try:
+            finished = False
+            while not finished:
+                await asyncio.to_thread(self._step, reply)
+                while reply.chunks:
+                    chunk = reply.chunks.popleft()
+                    finished = chunk.finish_reason is not None
+                    yield chunk
+            reply.raise_error()
+        finally:
+            self._forget(request)
+
+    @overload
+    def embed(self, text: str | Sequence[int], *, pooling: Pooling = ...) -> Tensor: ...
+
+    @overload
+    def embed(self, text: Sequence[str] | Sequence[Sequence[int]], *, pooling: Pooling = ...) -> Tensor: ...
+
+    def embed(
+        self, text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], *, pooling: Pooling = "mean"
+    ) -> Tensor:
+        """Texts as vectors of length 1, fp32 [E], or [N, E] for a list: the model's last hidden states, pooled.
+
+        A model that was not trained for it gives vectors of some use: texts that look alike come out near.
+
+        Args:
+            text: text or token ids, or a list of either.
+            pooling: over all tokens ("mean"), or the last one's state, which has seen all others ("last").
+
+        Raises:
+            ContextLengthError: a text is longer than the context.
+            CamelidError: another pooling.
+        """
+        if pooling not in ("mean", "last"):
+            raise CamelidError(f"pooling is 'mean' or 'last', not {pooling!r}", where="pooling")
+        import torch
+
+        texts = cast("Sequence[Prompt]", text) if _is_texts(text) else [cast("Prompt", text)]
+        vectors: list[Tensor] = []
+        for one in texts:
+            with self._lock:
+                states_SE = self.engine.hidden_states(self.encode_prompt(one))
+            vector_E = states_SE.mean(0) if pooling == "mean" else states_SE[-1]
+            vectors.append(vector_E / vector_E.norm())
+        if not _is_texts(text):
+            return vectors[0]
+        return torch.stack(vectors) if vectors else torch.empty(0, self.model.config.hidden_size)
+
     def _stream(self, prepared: _Prepared) -> Generator[Chunk]:
         request, reply = self._start(prepared)
         try:
             finished = False
             while not finished:
-                self._step()
+                self._step(reply)
                 while reply.chunks:
                     chunk = reply.chunks.popleft()
                     finished = chunk.finish_reason is not None
@@ -346,9 +404,11 @@ class LLM:
             self._replies[request] = reply
         return request, reply
 
-    def _step(self) -> None:
-        """One step of the engine; every open reply gets its tokens, whoever asked for the step."""
+    def _step(self, reply: _Reply | None = None) -> None:
+        """One step of the engine, unless this reply has something already; every open one gets its tokens."""
         with self._lock:
+            if reply is not None and (reply.chunks or reply.finish_reason):
+                return
             for output in self.engine.step():
                 reply = self._replies.get(output.request_id)
                 if reply is None or reply.finish_reason:
@@ -496,6 +556,10 @@ def _is_batch(prompt: object) -> bool:
         return False
     prompts = _checked(prompt)
     return len(prompts) == 0 or isinstance(prompts[0], Sequence)
+
+
+def _is_texts(text: object) -> bool:
+    return not isinstance(text, str) and (len(items := _checked(text)) == 0 or isinstance(items[0], str | Sequence))
 
 
 def _checked(prompt: object) -> Sequence[Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from tiny_engine_model import PlainLoop, TinyModel
+from tiny_engine_model import PlainLoop, TinyModel, new_tiny_model
 
 from camelid.engine.engine import Engine, StepStats
 from camelid.engine.params import SamplingParams
@@ -73,6 +73,7 @@ ARRIVALS = st.lists(
     block_size=st.sampled_from([1, 4, 10]),
     max_batch_tokens=st.sampled_from([1, 2, 5, 16, 512]),
     max_sequences=st.sampled_from([1, 3, 10]),
+    drafts=st.sampled_from([(0, None), (0, None), (3, None), (1, 0), (4, 1)]),
 )
 def test_every_reply_is_the_plain_loops(
     tiny_model: TinyModel,
@@ -82,7 +83,9 @@ def test_every_reply_is_the_plain_loops(
     block_size: int,
     max_batch_tokens: int,
     max_sequences: int,
+    drafts: tuple[int, int | None],
 ) -> None:
+    num_drafts, draft_seed = drafts
     log: list[StepStats] = []
     engine = Engine(
         tiny_model,
@@ -92,6 +95,8 @@ def test_every_reply_is_the_plain_loops(
         cache_tokens=max(num_blocks * block_size, CONTEXT + block_size),
         max_batch_tokens=max_batch_tokens,
         max_sequences=max_sequences,
+        num_drafts=num_drafts,
+        draft_model=None if draft_seed is None else new_tiny_model(draft_seed),
         on_step=log.append,
     )
     engine.generate([[1]], SamplingParams(max_tokens=1))

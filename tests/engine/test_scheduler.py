@@ -41,7 +41,7 @@ def run(scheduler: Scheduler, chunks: list[Chunk]) -> None:
     """What the engine does with a step, each sampled token being 0."""
     for chunk in chunks:
         is_last = chunk.is_last
-        scheduler.note_computed(chunk)
+        scheduler.note_computed(chunk.sequence, chunk.length)
         if is_last:
             chunk.sequence.token_ids.append(0)
             if len(chunk.sequence) == chunk.sequence.max_length:

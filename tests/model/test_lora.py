@@ -139,13 +139,13 @@ def test_a_new_adapter_changes_nothing_and_a_removed_one_leaves_nothing() -> Non
     plain = scores(model, [8])
     adapters = Adapters(model)
     adapters.add("a", LoraAdapter.new(model, LoraConfig()))
-    first = adapters.number("a")
+    first = adapters.identity("a")
     with adapters.applied([("a", 8)]):
         assert torch.equal(scores(model, [8]), plain)
     adapters.remove("a")
     assert not any(module._forward_hooks for module in model.modules())
     adapters.add("a", new_adapter(model))
-    assert adapters.number("a") != first
+    assert adapters.identity("a") != first
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="an adapter named 'a' already"):
         adapters.add("a", new_adapter(model))
     with pytest.raises(NotFoundError, match="no adapter named 'b'"):
-        adapters.number("b")
+        adapters.identity("b")
     other = Llama.from_config(LlamaConfig(**{**SHAPE, "hidden_size": 16}))
     other.initialize(seed=0)
     with pytest.raises(EngineError, match="changes a matrix"):

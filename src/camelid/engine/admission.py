@@ -80,7 +80,7 @@ class Admission:
             stop_ids=frozenset(params.stop_token_ids)
             | (frozenset() if params.ignore_eos and not params.has_grammar else self.stop_ids),
             max_length=min(self.max_context, len(ids) + (params.max_tokens or self.max_context)),
-            root=root_key(params.cache_salt, self.adapters.number(params.adapter)),
+            root=root_key(params.cache_salt, self.adapters.identity(params.adapter)),
             priority=params.priority,
             owner=params.owner,
             may_reuse=params.prompt_logprobs is None,

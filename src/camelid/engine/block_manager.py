@@ -74,6 +74,11 @@ class BlockManager:
         """Blocks with a key, held or not."""
         return len(self._keys)
 
+    @property
+    def num_remembered_unheld(self) -> int:
+        """Of these, blocks that nobody holds."""
+        return len(self._unheld)
+
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold so many tokens."""
         return -(-num_tokens // self.block_size)

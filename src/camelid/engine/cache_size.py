@@ -67,7 +67,13 @@ def checked_context(max_context: int | None, positions: int, capacity: int) -> i
 
 
 def allocate_cache(
-    config: ModelConfig, num_blocks: int, block_size: int, *, device: torch.device, dtype: torch.dtype
+    config: ModelConfig,
+    num_blocks: int,
+    block_size: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    kind: type[PagedKVCache] = PagedKVCache,
 ) -> PagedKVCache:
     """The storage.
 
@@ -75,9 +81,9 @@ def allocate_cache(
         ResourceError: there is no memory for it.
     """
     try:
-        return PagedKVCache(config, num_blocks, block_size, device=device, dtype=dtype)
+        return kind(config, num_blocks, block_size, device=device, dtype=dtype)
     except RuntimeError as error:
-        num_bytes = PagedKVCache.bytes_per_token(config, dtype) * num_blocks * block_size
+        num_bytes = kind.bytes_per_token(config, dtype) * num_blocks * block_size
         raise ResourceError(
             f"there is no memory for a cache of {format_bytes(num_bytes)}",
             hint="lower cache_tokens, or free some memory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,26 +11,34 @@ import torch
 from camelid.base.errors import ContextLengthError, EngineError, did_you_mean
 from camelid.engine.admission import Admission
 from camelid.engine.block_manager import BlockManager
+from camelid.engine.cache_file import restore_cache, save_cache
 from camelid.engine.cache_size import allocate_cache, cache_capacity, checked_context
-from camelid.engine.kv_cache import PagedContext, PagedKVCache
+from camelid.engine.kv_cache import CACHES, PagedContext, PagedKVCache
 from camelid.engine.model_runner import ModelRunner
 from camelid.engine.params import SamplingParams
 from camelid.engine.protocol import Completion, FinishReason, Generator, StepOutput, TokenLogprob
 from camelid.engine.sampling import NONE_LEFT, sample
 from camelid.engine.sampling.logprobs import token_logprobs
 from camelid.engine.scheduler import Scheduler
+from camelid.engine.speculate import DraftModel, LookUp
 from camelid.model.linear import Matrix
 from camelid.model.lora import Adapters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
+    from pathlib import Path
 
     from torch import Tensor
 
-    from camelid.engine.sequence import Sequence
+    from camelid.engine.sequence import Chunk, Sequence
+    from camelid.engine.speculate import Proposer
     from camelid.engine.vocabulary import Vocabulary
     from camelid.model.base import LanguageModel
     from camelid.model.lora import LoraAdapter
+
+
+DEFAULT_DRAFTS = 4
+"""Guesses of a draft model, if their number is not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,9 @@ class StepStats:
     """Since the engine was made, as is the next."""
     num_reused_tokens: int
     """Tokens that sequences found in the cache when they began to run."""
+    num_drafts: int = 0
+    """Guesses that were checked, and how many of them were right."""
+    num_accepted: int = 0
 
 
 class Engine(Generator):
@@ -76,10 +88,13 @@ class Engine(Generator):
         cache_tokens: tokens that the cache holds, all sequences together. Default: `max_sequences` full contexts within
             a quarter of the free memory. A CPU commits the memory only as it is used.
         cache_bytes: the same in bytes, in place of `cache_tokens`.
+        cache_format: "exact", or "q8" for 8 bits: about a quarter of fp32's memory, and replies that differ a little.
         block_size: tokens per cache block.
         max_batch_tokens: tokens per forward pass; longer prompts run in chunks. More is quicker on a big device, fewer
             keeps running replies fluent while a long prompt arrives. Default: 512 on a CPU, else 4096.
         max_sequences: sequences that run at one time; more wait.
+        num_drafts: tokens that are guessed ahead per step and checked together; 0: none. Replies stay the same.
+        draft_model: who guesses, a smaller model of the same vocabulary; None: what followed the same words before.
         vocabulary: makes what the engine knows of text, for grammars, banned strings and DRY's breakers.
         on_step: called after each step.
 
@@ -95,13 +110,18 @@ class Engine(Generator):
         max_context: int | None = None,
         cache_tokens: int | None = None,
         cache_bytes: int | None = None,
+        cache_format: str = "exact",
         block_size: int = 16,
         max_batch_tokens: int | None = None,
         max_sequences: int = 64,
+        num_drafts: int = 0,
+        draft_model: LanguageModel | None = None,
         vocabulary: Callable[[], Vocabulary] | None = None,
         on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
         sizes = {"block_size": block_size, "max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
+        if num_drafts < 0:
+            raise EngineError(f"num_drafts must be 0 or more, not {num_drafts}", where="num_drafts")
         for name, size in {**sizes, "max_context": max_context, "cache_tokens": cache_tokens}.items():
             if size is not None and size < 1:
                 raise EngineError(f"{name} must be at least 1, not {size}", where=name)
@@ -111,8 +131,12 @@ class Engine(Generator):
         self.max_batch_tokens = max_batch_tokens or (512 if self.device.type == "cpu" else 4096)
         self.on_step = on_step
 
+        if cache_format not in CACHES:
+            known = did_you_mean(cache_format, CACHES)
+            raise EngineError(f"there is no cache format '{cache_format}'", where="cache_format", hint=known)
+        cache_kind = CACHES[cache_format]
         capacity = cache_capacity(
-            PagedKVCache.bytes_per_token(model.config, self.dtype),
+            cache_kind.bytes_per_token(model.config, self.dtype),
             cache_tokens=cache_tokens,
             cache_bytes=cache_bytes,
             block_size=block_size,
@@ -124,10 +148,16 @@ class Engine(Generator):
 
         num_blocks = min(capacity // block_size, -(-(max_context or positions) // block_size) * max_sequences)
         self._blocks = BlockManager(num_blocks, block_size)
-        self._scheduler = Scheduler(self._blocks, max_batch_tokens=self.max_batch_tokens, max_sequences=max_sequences)
+        self._scheduler = Scheduler(
+            self._blocks,
+            max_batch_tokens=self.max_batch_tokens,
+            max_sequences=max_sequences,
+            num_drafts=num_drafts or (DEFAULT_DRAFTS if draft_model is not None else 0),
+        )
+        self._proposer = self._new_proposer(draft_model)
         self._adapters = Adapters(model)
-        self._runner = ModelRunner(model, self._allocate(num_blocks), self._adapters)
-        self._num_reused_tokens = 0
+        self._runner = ModelRunner(model, self._allocate(num_blocks, cache_kind), self._adapters)
+        self._num_reused_tokens = self._num_drafts = self._num_accepted = 0
         self._admission = Admission(model.config, self.max_context, self.stop_ids, vocabulary, self._adapters)
         self._sequences: dict[int, Sequence] = {}
         """The unfinished requests."""
@@ -244,21 +274,50 @@ class Engine(Generator):
             EngineError: no tokens, or an id outside the vocabulary.
         """
         ids = self._admission.checked(ids)
-        config = self.model.config
-        if len(ids) > config.max_position_embeddings:
+        logits_SV = torch.empty(len(ids), self.model.config.vocab_size, device=self.device, dtype=torch.float32)
+        for start, hidden_SE in self._hidden(ids):
+            logits_SV[start : start + len(hidden_SE)] = self.model.logits(hidden_SE)
+        return logits_SV
+
+    @torch.inference_mode()
+    def hidden_states(self, ids: Iterable[int]) -> Tensor:
+        """The model's last hidden states along a sequence, fp32 [S, E], as `logits` computes its scores.
+
+        Raises:
+            ContextLengthError, EngineError: as for `logits`.
+        """
+        return torch.cat([hidden_SE.float() for _, hidden_SE in self._hidden(self._admission.checked(ids))])
+
+    def _hidden(self, ids: list[int]) -> Iterator[tuple[int, Tensor]]:
+        """First position and hidden states of one chunk after another."""
+        if len(ids) > self.model.config.max_position_embeddings:
             raise ContextLengthError(
-                f"{len(ids)} tokens are more than the model's context of {config.max_position_embeddings}",
+                f"{len(ids)} tokens are more than the model's context of {self.model.config.max_position_embeddings}",
                 hint="score the text in pieces",
             )
         cache = self._allocate(self._blocks.num_blocks_for(len(ids)))
         block_table = list(range(cache.num_blocks))
-        logits_SV = torch.empty(len(ids), config.vocab_size, device=self.device, dtype=torch.float32)
         for start in range(0, len(ids), self.max_batch_tokens):
             chunk = ids[start : start + self.max_batch_tokens]
             context = PagedContext(cache, [len(chunk)], [start], [block_table])
-            hidden_SE = self._runner.hidden(chunk, context)
-            logits_SV[start : start + len(chunk)] = self.model.logits(hidden_SE)
-        return logits_SV
+            yield start, self._runner.hidden(chunk, context)
+
+    def save_cache(self, path: Path) -> int:
+        """Write what the cache remembers to a file; how many blocks that is.
+
+        Raises:
+            ResourceError: the disk is too small.
+        """
+        return save_cache(path, self._blocks, self._runner.cache, self.model)
+
+    def restore_cache(self, path: Path) -> int:
+        """Remember what `save_cache` wrote, as far as there is room; how many blocks that is.
+
+        Raises:
+            NotFoundError: there is no such file.
+            FormatError: it is broken, or was written with other weights.
+        """
+        return restore_cache(path, self._blocks, self._runner.cache, self.model)
 
     @torch.inference_mode()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -285,28 +344,67 @@ class Engine(Generator):
         chunks = self._scheduler.schedule()
         if not chunks:
             return
-        sampled = [chunk.sequence for chunk in chunks if chunk.is_last]
+        if self._proposer is not None and any(chunk.num_drafts for chunk in chunks):
+            self._proposer.propose(chunks)
         logits_BV = self._runner.run(chunks)
-        tokens = sample(logits_BV, sampled)
-        logprobs = _asked_logprobs(logits_BV, sampled, tokens)
-        # Nothing is noted before this line: a step that failed or was interrupted runs again as it was.
-        for chunk in chunks:
-            if chunk.start == chunk.sequence.num_reused:
-                self._num_reused_tokens += chunk.sequence.num_reused
-            self._scheduler.note_computed(chunk)
-        for row, (sequence, token) in enumerate(zip(sampled, tokens, strict=True)):
-            self._advance(sequence, token, logprobs.get(row, ()))
+        first_rows = accumulate((1 + len(chunk.drafts) if chunk.is_last else 0 for chunk in chunks), initial=0)
+        sampled = [(chunk, row) for chunk, row in zip(chunks, first_rows, strict=False) if chunk.is_last]
+        num_checked = 0
+        while sampled or num_checked == 0:
+            sampled = self._sample(chunks, sampled, logits_BV, num_checked)
+            num_checked += 1
         if self.on_step:
             self.on_step(
                 StepStats(
                     num_sequences=len(chunks),
-                    num_tokens=sum(chunk.length for chunk in chunks),
+                    num_tokens=sum(chunk.length + len(chunk.drafts) for chunk in chunks),
                     num_waiting=len(self._scheduler.waiting),
                     num_free_blocks=self._blocks.num_free,
                     num_preemptions=self._scheduler.num_preemptions,
                     num_reused_tokens=self._num_reused_tokens,
+                    num_drafts=self._num_drafts,
+                    num_accepted=self._num_accepted,
                 )
             )
+
+    def _sample(
+        self, chunks: list[Chunk], sampled: list[tuple[Chunk, int]], logits_BV: Tensor, num_checked: int
+    ) -> list[tuple[Chunk, int]]:
+        """One more token of each sequence; those whose guess of it was right, and so have scores for another.
+
+        Args:
+            chunks: all of the step.
+            sampled: those that have scores for their next token, each with its first row.
+            logits_BV: the step's scores.
+            num_checked: guesses of each that have turned out right.
+        """
+        sequences = [chunk.sequence for chunk, _ in sampled]
+        rows = [row + num_checked for _, row in sampled]
+        if len(rows) < len(logits_BV):
+            logits_BV = logits_BV[rows]
+        tokens = sample(logits_BV, sequences) if rows else []
+        logprobs = _asked_logprobs(logits_BV, sequences, tokens)
+        # Nothing is noted before this line: a step that failed or was interrupted runs again as it was.
+        if num_checked == 0:
+            self._note_computed(chunks)
+        right: list[tuple[Chunk, int]] = []
+        for number, ((chunk, row), token) in enumerate(zip(sampled, tokens, strict=True)):
+            sequence = chunk.sequence
+            if num_checked:
+                self._num_accepted += 1
+                self._scheduler.note_computed(sequence, 1)
+            self._advance(sequence, token, logprobs.get(number, ()))
+            is_open = sequence.request_id in self._sequences
+            if is_open and chunk.drafts[num_checked : num_checked + 1] == [token]:
+                right.append((chunk, row))
+        return right
+
+    def _note_computed(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            if chunk.start == chunk.sequence.num_reused:
+                self._num_reused_tokens += chunk.sequence.num_reused
+            self._num_drafts += len(chunk.drafts)
+            self._scheduler.note_computed(chunk.sequence, chunk.length)
 
     def _advance(self, sequence: Sequence, token: int | None, logprobs: tuple[TokenLogprob, ...] = ()) -> None:
         """Add a sampled token to its sequence, and end it if that was the last."""
@@ -405,10 +503,23 @@ class Engine(Generator):
             if output.finish_reason is not None:
                 return
 
-    def _allocate(self, num_blocks: int) -> PagedKVCache:
-        return allocate_cache(
-            self.model.config, num_blocks, self._blocks.block_size, device=self.device, dtype=self.dtype
-        )
+    def _new_proposer(self, draft_model: LanguageModel | None) -> Proposer | None:
+        if draft_model is None:
+            return LookUp() if self._scheduler.num_drafts else None
+        config, target = draft_model.config, self.model.config
+        if config.vocab_size != target.vocab_size or config.max_position_embeddings < self.max_context:
+            raise EngineError(
+                f"a draft model of {config.vocab_size} tokens and {config.max_position_embeddings} positions cannot "
+                f"guess for one of {target.vocab_size} tokens in a context of {self.max_context}",
+                where="draft_model",
+            )
+        device, dtype = _device_and_dtype(draft_model)
+        cache = allocate_cache(config, self._blocks.num_blocks, self._blocks.block_size, device=device, dtype=dtype)
+        return DraftModel(draft_model, cache, self.max_batch_tokens)
+
+    def _allocate(self, num_blocks: int, kind: type[PagedKVCache] = PagedKVCache) -> PagedKVCache:
+        size = self._blocks.block_size
+        return allocate_cache(self.model.config, num_blocks, size, device=self.device, dtype=self.dtype, kind=kind)
 
     def _hint_for_missing(self, name: str, parameters: Collection[str]) -> str | None:
         for path, module in self.model.named_modules():

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
+from torch import Tensor
 
 from camelid.model.attention import AttentionContext, PackedContext, causal_attention, visible_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from torch import Tensor
 
     from camelid.model.attention import Reach
     from camelid.model.base import ModelConfig
@@ -38,6 +37,9 @@ class PagedKVCache:
     The memory is asked for but not written to; a CPU's operating system commits it only where tokens come to lie.
     `dtype` is the one that the model computes in.
     """
+
+    is_exact = True
+    """Whether what is read is what was written."""
 
     def __init__(
         self, config: ModelConfig, num_blocks: int, block_size: int, *, device: torch.device, dtype: torch.dtype
@@ -56,7 +58,15 @@ class PagedKVCache:
         """Keys and values of one token in all layers."""
         return config.kv_elements_per_token * dtype.itemsize
 
-    def write(self, layer: int, slots: slice | Tensor, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """All storage by name; the first dimension of each is slots."""
+        return [
+            (f"{kind}.{layer}", tensor)
+            for kind, layers in (("keys", self.keys), ("values", self.values))
+            for layer, tensor in enumerate(layers)
+        ]
+
+    def write(self, layer: int, slots: slice | Tensor, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Rows, Rows]:
         """Store the keys and values of T tokens, and return the layer's whole storage."""
         keys, values = self.keys[layer], self.values[layer]
         if isinstance(slots, slice):
@@ -66,6 +76,81 @@ class PagedKVCache:
             keys.index_copy_(0, slots, k_TKD)
             values.index_copy_(0, slots, v_TKD)
         return keys, values
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedRows:
+    """Keys or values of one layer in 8 bits, with a scale for each token and head: what is read is dequantised."""
+
+    codes: Tensor
+    """int8 [slots, K, D]."""
+    scales: Tensor
+    """[slots, K, 1]."""
+
+    def __getitem__(self, slots: slice | Tensor) -> Tensor:
+        return self.codes[slots] * self.scales[slots]
+
+    def index_select(self, dim: int, slots: Tensor) -> Tensor:
+        """Some slots' rows."""
+        return self.codes.index_select(dim, slots) * self.scales.index_select(dim, slots)
+
+    def write(self, slots: slice | Tensor, x_TKD: Tensor) -> None:
+        """Round to the nearest of 255 steps up to the greatest magnitude of each token and head."""
+        scales_TK1 = x_TKD.abs().amax(-1, keepdim=True) / 127
+        codes_TKD = (x_TKD / scales_TK1.clamp(min=torch.finfo(x_TKD.dtype).tiny)).round()
+        self.codes[slots] = codes_TKD.to(torch.int8)
+        self.scales[slots] = scales_TK1
+
+
+Rows: TypeAlias = Tensor | QuantizedRows
+"""One layer's keys or values, read by slots."""
+
+
+class QuantizedKVCache(PagedKVCache):
+    """The same in 8 bits: a quarter of fp32's memory, half of bf16's, and a little more for the scales.
+
+    A key or value is off by at most 1/254 of the greatest magnitude of its token and head. All attention reads what is
+    stored, the newest tokens included, so that chunks, batches and shared prefixes change nothing.
+    """
+
+    is_exact = False
+
+    def __init__(
+        self, config: ModelConfig, num_blocks: int, block_size: int, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(config, num_blocks, block_size, device=device, dtype=torch.int8)
+        self.dtype = dtype
+        shape = (num_blocks * block_size, config.num_key_value_heads, 1)
+        self.key_rows, self.value_rows = (
+            [QuantizedRows(codes, torch.empty(shape, device=device, dtype=dtype)) for codes in layers]
+            for layers in (self.keys, self.values)
+        )
+
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+        """Keys, values and their scales of one token in all layers."""
+        num_scales = config.kv_elements_per_token // config.head_dim
+        return config.kv_elements_per_token + num_scales * dtype.itemsize
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """All storage by name; the first dimension of each is slots."""
+        scales = [
+            (f"{kind}.{layer}.scales", rows.scales)
+            for kind, layers in (("keys", self.key_rows), ("values", self.value_rows))
+            for layer, rows in enumerate(layers)
+        ]
+        return [*super().tensors(), *scales]
+
+    def write(self, layer: int, slots: slice | Tensor, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Rows, Rows]:
+        """Store the keys and values of T tokens, and return the layer's whole storage."""
+        keys, values = self.key_rows[layer], self.value_rows[layer]
+        keys.write(slots, k_TKD)
+        values.write(slots, v_TKD)
+        return keys, values
+
+
+CACHES = {"exact": PagedKVCache, "q8": QuantizedKVCache}
+"""How keys and values are kept: in the model's dtype, or in 8 bits."""
 
 
 class PagedContext(AttentionContext):
@@ -158,7 +243,7 @@ class _Route(Protocol):
     def rows(self) -> slice | Tensor:
         """The tokens it serves."""
 
-    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Rows, values: Rows, scale: float) -> Tensor:
         """The attended values of its tokens. `keys` and `values` are the layer's cache, new tokens included."""
 
 
@@ -168,7 +253,7 @@ class _Fresh:
 
     rows: slice
 
-    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Rows, values: Rows, scale: float) -> Tensor:
         q, k, v = (x[None, self.rows] for x in (q_THD, k_TKD, v_TKD))
         return causal_attention(q, k, v, scale=scale)[0]
 
@@ -193,7 +278,7 @@ class _Continued:
     slots: slice | Tensor
     mask_SL: Tensor | None
 
-    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Rows, values: Rows, scale: float) -> Tensor:
         k, v = (x[self.slots][None] for x in (keys, values))
         return causal_attention(q_THD[None, self.rows], k, v, scale=scale, mask=self.mask_SL)[0]
 
@@ -207,10 +292,13 @@ class _Decoded:
     mask_B11L: Tensor | None
     num_sequences: int
 
-    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Rows, values: Rows, scale: float) -> Tensor:
         q_B1HD = q_THD[self.rows].unsqueeze(1)
-        k, v = (x.index_select(0, self.slots).view(self.num_sequences, -1, *x.shape[1:]) for x in (keys, values))
+        k, v = (self._padded(x.index_select(0, self.slots)) for x in (keys, values))
         return causal_attention(q_B1HD, k, v, scale=scale, mask=self.mask_B11L).squeeze(1)
+
+    def _padded(self, x_NKD: Tensor) -> Tensor:
+        return x_NKD.view(self.num_sequences, -1, *x_NKD.shape[1:])
 
 
 def _slots_to_write(spans: list[_Span], cache: PagedKVCache) -> slice | Tensor:
@@ -259,10 +347,10 @@ def _side_by_side(spans: list[_Span]) -> list[_Span]:
 
 
 def _alone(span: _Span, cache: PagedKVCache) -> _Route:
-    if span.cached_len == 0:
+    if span.cached_len == 0 and cache.is_exact:
         return _Fresh(span.rows)
     mask = None
-    if span.query_len > 1:
+    if span.query_len > 1 and span.cached_len > 0:
         hidden = torch.full((span.query_len, span.total), -math.inf, device=cache.device, dtype=cache.dtype)
         mask = hidden.triu(span.cached_len + 1)
     first = span.first_slot(cache.block_size)

@@ -36,23 +36,30 @@ class ModelRunner:
         """Compute the chunks' tokens, keep their keys and values, and score what follows the chunks that are last.
 
         Returns:
-            Logits fp32 [B, V], a row for each chunk whose `is_last` holds, in order.
+            Logits fp32 [B, V]: for each chunk whose `is_last` holds a row, and a row behind each of its guesses.
         """
         context = PagedContext(
             self.cache,
-            [chunk.length for chunk in chunks],
+            [chunk.length + len(chunk.drafts) for chunk in chunks],
             [chunk.start for chunk in chunks],
             [chunk.sequence.block_table for chunk in chunks],
         )
-        with self.adapters.applied([(chunk.sequence.params.adapter, chunk.length) for chunk in chunks]):
+        with self.adapters.applied(
+            [(chunk.sequence.params.adapter, chunk.length + len(chunk.drafts)) for chunk in chunks]
+        ):
             hidden_TE = self.hidden([i for chunk in chunks for i in chunk.token_ids], context)
         start = 0
         for chunk in chunks:
             if chunk.sequence.params.prompt_logprobs is not None:
                 self._score_prompt(chunk, hidden_TE[start : start + chunk.length])
-            start += chunk.length
-        ends = accumulate(chunk.length for chunk in chunks)
-        rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.is_last]
+            start += chunk.length + len(chunk.drafts)
+        ends = accumulate(chunk.length + len(chunk.drafts) for chunk in chunks)
+        rows = [
+            row
+            for end, chunk in zip(ends, chunks, strict=True)
+            if chunk.is_last
+            for row in range(end - 1 - len(chunk.drafts), end)
+        ]
         if not rows:
             return hidden_TE.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
         if len(rows) < len(hidden_TE):

@@ -37,10 +37,12 @@ class Scheduler:
         blocks: the cache's blocks.
         max_batch_tokens: tokens per step, of all sequences together.
         max_sequences: sequences that hold cache blocks at one time.
+        num_drafts: guesses that a decoding sequence may have checked in a step, where tokens and blocks are to spare.
     """
 
-    def __init__(self, blocks: BlockManager, *, max_batch_tokens: int, max_sequences: int) -> None:
+    def __init__(self, blocks: BlockManager, *, max_batch_tokens: int, max_sequences: int, num_drafts: int = 0) -> None:
         self.blocks = blocks
+        self.num_drafts = num_drafts
         self.max_batch_tokens = max_batch_tokens
         self.max_sequences = max_sequences
         self.waiting: list[Sequence] = []
@@ -100,14 +102,14 @@ class Scheduler:
                     is_full = True
                     continue
                 length = min(sequence.num_pending, budget)
-            chunks.append(Chunk(sequence, sequence.num_computed, length))
-            budget -= length
+            num_drafts = self._num_drafts(sequence, budget - length) if self.num_drafts else 0
+            chunks.append(Chunk(sequence, sequence.num_computed, length, num_drafts))
+            budget -= length + num_drafts
         return chunks
 
-    def note_computed(self, chunk: Chunk) -> None:
-        """Take a chunk for run: its blocks that are full now can be shared."""
-        sequence = chunk.sequence
-        sequence.num_computed += chunk.length
+    def note_computed(self, sequence: Sequence, num_tokens: int) -> None:
+        """Take a sequence's next tokens for run: its blocks that are full now can be shared."""
+        sequence.num_computed += num_tokens
         num_full = sequence.num_computed // self.blocks.block_size
         if num_full > sequence.num_remembered:
             keys = sequence.keys(num_full, self.blocks.block_size)
@@ -121,6 +123,15 @@ class Scheduler:
         """Have every running sequence computed again from its first token."""
         while self.running:
             self._preempt_latest()
+
+    def _num_drafts(self, sequence: Sequence, budget: int) -> int:
+        """Guesses to be checked behind a decoding sequence's token, if their blocks are free."""
+        if sequence.num_pending > 1:
+            return 0
+        num_drafts = min(self.num_drafts, budget, sequence.max_length - len(sequence) - 1)
+        if num_drafts <= 0 or not self.blocks.reserve(sequence.block_table, len(sequence) + num_drafts):
+            return 0
+        return num_drafts
 
     def _start(self, sequence: Sequence) -> bool:
         """Let a waiting sequence run, from what the cache remembers of it; False if there is no room."""
@@ -186,4 +197,4 @@ class Scheduler:
             if self._computing.get(key) is sequence:
                 del self._computing[key]
         self.blocks.release(sequence.block_table)
-        sequence.num_computed = sequence.num_remembered = 0
+        sequence.num_computed = sequence.num_remembered = sequence.num_draft_computed = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,11 @@ class Sequence:
     known_keys: list[bytes] = field(default_factory=list)
     """The keys of its full blocks, as far as they have been asked for."""
 
+    num_draft_computed: int = 0
+    """Tokens whose keys and values lie in a draft model's cache."""
+    ngram_ends: dict[tuple[int, ...], int] = field(default_factory=dict)
+    """A few tokens in a row → where they last ended; kept by `speculate.continuation`."""
+    num_indexed: int = 0
     _mus: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +97,14 @@ class Sequence:
         """Tokens that must run before the next one can be sampled: 1 while decoding, more while prefilling."""
         return len(self.token_ids) - self.num_computed
 
+    def shadow(self) -> Sequence:
+        """A copy to guess with: nothing done to it is seen here. It has no grammar."""
+        shadow = copy(self)
+        shadow.token_ids = self.token_ids.copy()
+        shadow.grammar = None
+        shadow._mus = self._mus.copy()
+        return shadow
+
     def keys(self, num_blocks: int, block_size: int) -> list[bytes]:
         """The keys of the first blocks, all of which are full."""
         for index in range(len(self.known_keys), num_blocks):
@@ -107,11 +121,15 @@ class Chunk:
     start: int
     """Position of the first token, which is also the number of tokens already cached."""
     length: int
+    num_drafts: int = 0
+    """Guesses that there is room for behind them."""
+    drafts: list[int] = field(default_factory=list)
+    """Guesses of the tokens that come next, to be checked in the same step."""
 
     @property
     def token_ids(self) -> list[int]:
         """The tokens to run."""
-        return self.sequence.token_ids[self.start : self.start + self.length]
+        return self.sequence.token_ids[self.start : self.start + self.length] + self.drafts
 
     @property
     def is_last(self) -> bool:

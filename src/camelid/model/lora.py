@@ -13,7 +13,8 @@ import math
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count, pairwise
+from hashlib import sha256
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -166,6 +167,15 @@ class LoraAdapter(nn.Module):
             raise FormatError(f"this is no safetensors file: {error}", where=weights_path) from error
         return cls(config, _read_changes(tensors, config, weights_path))
 
+    def digest(self) -> str:
+        """A digest of all that it changes."""
+        digest = sha256()
+        for path, change in sorted(self.changes.items()):
+            digest.update(f"{path} {change.scale!r} {list(change.a.shape)} {change.a.dtype}\n".encode())
+            for half in (change.a, change.b):
+                digest.update(half.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     def save(self, folder: Path) -> None:
         """Write PEFT's folder, whole or not at all."""
         config = self.config
@@ -206,8 +216,7 @@ class Adapters:
     def __init__(self, model: nn.Module) -> None:
         self._linears = _linears(model)
         self._by_name: dict[str, LoraAdapter] = {}
-        self._numbers: dict[str, int] = {}
-        self._next_number = count(1)
+        self._identities: dict[str, str] = {}
         self._hooks: dict[str, RemovableHandle] = {}
         self._applied: list[tuple[str, slice | Tensor]] = []
 
@@ -216,17 +225,17 @@ class Adapters:
         """Those that can be applied."""
         return self._by_name.keys()
 
-    def number(self, name: str | None) -> int:
-        """A number that no other adapter has had or will have; 0 for none.
+    def identity(self, name: str | None) -> str:
+        """A digest of what an adapter changes; empty for none.
 
         Raises:
             NotFoundError: there is no such adapter.
         """
         if name is None:
-            return 0
-        if name not in self._numbers:
+            return ""
+        if name not in self._identities:
             raise NotFoundError(f"there is no adapter named '{name}'", hint=did_you_mean(name, self._by_name))
-        return self._numbers[name]
+        return self._identities[name]
 
     def add(self, name: str, adapter: LoraAdapter) -> None:
         """Make an adapter known; it is moved to the model's device.
@@ -243,7 +252,7 @@ class Adapters:
             if path not in self._hooks:
                 self._hooks[path] = self._linears[path].register_forward_hook(self._hook(path))
         self._by_name[name] = adapter
-        self._numbers[name] = next(self._next_number)
+        self._identities[name] = adapter.digest()
 
     def remove(self, name: str) -> None:
         """Forget an adapter.
@@ -251,8 +260,8 @@ class Adapters:
         Raises:
             NotFoundError: there is no such adapter.
         """
-        self.number(name)
-        del self._by_name[name], self._numbers[name]
+        self.identity(name)
+        del self._by_name[name], self._identities[name]
         needed = {path for adapter in self._by_name.values() for path in adapter.changes}
         for path in self._hooks.keys() - needed:
             self._hooks.pop(path).remove()
