@@ -93,6 +93,7 @@ class Engine(Generator):
         max_batch_tokens: tokens per forward pass; longer prompts run in chunks. More is quicker on a big device, fewer
             keeps running replies fluent while a long prompt arrives. Default: 512 on a CPU, else 4096.
         max_sequences: sequences that run at one time; more wait.
+        batch_invariant: compute each reply to the same bits whatever runs beside it, at a cost (docs/decisions/0010).
         num_drafts: tokens that are guessed ahead per step and checked together; 0: none. Replies stay the same.
         draft_model: who guesses, a smaller model of the same vocabulary; None: what followed the same words before.
         vocabulary: makes what the engine knows of text, for grammars, banned strings and DRY's breakers.
@@ -114,6 +115,7 @@ class Engine(Generator):
         block_size: int = 16,
         max_batch_tokens: int | None = None,
         max_sequences: int = 64,
+        batch_invariant: bool = False,
         num_drafts: int = 0,
         draft_model: LanguageModel | None = None,
         vocabulary: Callable[[], Vocabulary] | None = None,
@@ -156,7 +158,8 @@ class Engine(Generator):
         )
         self._proposer = self._new_proposer(draft_model)
         self._adapters = Adapters(model)
-        self._runner = ModelRunner(model, self._allocate(num_blocks, cache_kind), self._adapters)
+        cache = self._allocate(num_blocks, cache_kind)
+        self._runner = ModelRunner(model, cache, self._adapters, invariant=batch_invariant)
         self._num_reused_tokens = self._num_drafts = self._num_accepted = 0
         self._admission = Admission(model.config, self.max_context, self.stop_ids, vocabulary, self._adapters)
         self._sequences: dict[int, Sequence] = {}

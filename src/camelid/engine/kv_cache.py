@@ -173,10 +173,10 @@ class PagedContext(AttentionContext):
         block_tables: Sequence[list[int]],
     ) -> None:
         self._cache = cache
-        spans: list[_Span] = []
+        spans: list[Span] = []
         start = 0
         for query_len, cached_len, block_table in zip(query_lens, cached_lens, block_tables, strict=True):
-            spans.append(_Span(start, query_len, cached_len, block_table))
+            spans.append(Span(start, query_len, cached_len, block_table))
             start += query_len
         self.positions = torch.tensor(
             [position for span in spans for position in range(span.cached_len, span.total)],
@@ -209,7 +209,7 @@ class PagedContext(AttentionContext):
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
+class Span:
     """One sequence's part of the step: tokens start … start + query_len of T."""
 
     start: int
@@ -219,10 +219,12 @@ class _Span:
 
     @property
     def total(self) -> int:
+        """Tokens of the sequence after the step."""
         return self.cached_len + self.query_len
 
     @property
     def rows(self) -> slice:
+        """Its tokens among the T."""
         return slice(self.start, self.start + self.query_len)
 
     def sees_all(self, reach: Reach | None) -> bool:
@@ -301,7 +303,7 @@ class _Decoded:
         return x_NKD.view(self.num_sequences, -1, *x_NKD.shape[1:])
 
 
-def _slots_to_write(spans: list[_Span], cache: PagedKVCache) -> slice | Tensor:
+def _slots_to_write(spans: list[Span], cache: PagedKVCache) -> slice | Tensor:
     """The slots of the T new tokens; a slice if one sequence runs and lies in one piece."""
     size = cache.block_size
     if len(spans) == 1 and (first := spans[0].first_slot(size)) is not None:
@@ -314,7 +316,7 @@ def _slots_to_write(spans: list[_Span], cache: PagedKVCache) -> slice | Tensor:
     return torch.tensor(slots, dtype=torch.int64, device=cache.device)
 
 
-def _routes(spans: list[_Span], cache: PagedKVCache, reach: Reach | None = None) -> list[_Route]:
+def _routes(spans: list[Span], cache: PagedKVCache, reach: Reach | None = None) -> list[_Route]:
     longest = LONG if cache.device.type == "cpu" else math.inf
     together = [
         span
@@ -323,7 +325,7 @@ def _routes(spans: list[_Span], cache: PagedKVCache, reach: Reach | None = None)
     ]
     if len(together) < 2:
         together = []
-    fresh = _side_by_side(spans) if cache.device.type == "cuda" and reach is None else []
+    fresh = _side_by_side(spans) if cache.device.type == "cuda" and cache.is_exact and reach is None else []
     grouped = {span.start for span in (*together, *fresh)}
     routes: list[_Route] = [
         _alone(span, cache) if reach is None or span.sees_all(reach) else _within(reach, span, cache)
@@ -338,7 +340,7 @@ def _routes(spans: list[_Span], cache: PagedKVCache, reach: Reach | None = None)
     return routes
 
 
-def _side_by_side(spans: list[_Span]) -> list[_Span]:
+def _side_by_side(spans: list[Span]) -> list[Span]:
     """The sequences without a past, if there are several and no other lies between them."""
     fresh = [span for span in spans if span.cached_len == 0]
     num_tokens = sum(span.query_len for span in fresh)
@@ -346,7 +348,7 @@ def _side_by_side(spans: list[_Span]) -> list[_Span]:
     return fresh if in_one_piece else []
 
 
-def _alone(span: _Span, cache: PagedKVCache) -> _Route:
+def _alone(span: Span, cache: PagedKVCache) -> _Route:
     if span.cached_len == 0 and cache.is_exact:
         return _Fresh(span.rows)
     mask = None
@@ -359,7 +361,7 @@ def _alone(span: _Span, cache: PagedKVCache) -> _Route:
     return _Continued(span.rows, _slots_to_read([span], cache)[0, : span.total], mask)
 
 
-def _within(reach: Reach, span: _Span, cache: PagedKVCache) -> _Continued:
+def _within(reach: Reach, span: Span, cache: PagedKVCache) -> _Continued:
     """A sequence that sees less than its past reads from the first key that any of its queries sees."""
     queries = range(span.cached_len, span.total)
     first_key = max(reach.first_key(queries.start), 0)
@@ -370,7 +372,7 @@ def _within(reach: Reach, span: _Span, cache: PagedKVCache) -> _Continued:
     return _Continued(span.rows, _slots_to_read([span], cache)[0, first_key : span.total], mask)
 
 
-def _decoded(spans: list[_Span], cache: PagedKVCache) -> _Decoded:
+def _decoded(spans: list[Span], cache: PagedKVCache) -> _Decoded:
     slots_BL = _slots_to_read(spans, cache)
     totals_B1 = torch.tensor([[span.total] for span in spans], device=cache.device)
     longest = max(span.total for span in spans)
@@ -388,7 +390,7 @@ def _decoded(spans: list[_Span], cache: PagedKVCache) -> _Decoded:
     return _Decoded(rows, slots_BL.flatten(), mask_B11L, len(spans))
 
 
-def _slots_to_read(spans: list[_Span], cache: PagedKVCache) -> Tensor:
+def _slots_to_read(spans: list[Span], cache: PagedKVCache) -> Tensor:
     """All slots of each sequence's blocks [B, L rounded up to blocks]; shorter tables repeat their first block."""
     num_blocks = max(-(-span.total // cache.block_size) for span in spans)
     tables = [(span.block_table + [span.block_table[0]] * num_blocks)[:num_blocks] for span in spans]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from camelid.engine.invariant import InvariantContext, num_padded
 from camelid.engine.kv_cache import PagedContext
 from camelid.engine.sampling.logprobs import token_logprobs
 
@@ -26,10 +27,14 @@ SCORED_TOGETHER = 64
 class ModelRunner:
     """Runs chunks of any sequences in one forward pass over the paged cache."""
 
-    def __init__(self, model: LanguageModel, cache: PagedKVCache, adapters: Adapters) -> None:
+    def __init__(
+        self, model: LanguageModel, cache: PagedKVCache, adapters: Adapters, *, invariant: bool = False
+    ) -> None:
         self.model = model
         self.cache = cache
         self.adapters = adapters
+        self.invariant = invariant
+        """Whether a token's result may hang on nothing but its own sequence; see `camelid.engine.invariant`."""
 
     @torch.inference_mode()
     def run(self, chunks: list[Chunk]) -> Tensor:
@@ -38,7 +43,7 @@ class ModelRunner:
         Returns:
             Logits fp32 [B, V]: for each chunk whose `is_last` holds a row, and a row behind each of its guesses.
         """
-        context = PagedContext(
+        context = (InvariantContext if self.invariant else PagedContext)(
             self.cache,
             [chunk.length + len(chunk.drafts) for chunk in chunks],
             [chunk.start for chunk in chunks],
@@ -62,9 +67,12 @@ class ModelRunner:
         ]
         if not rows:
             return hidden_TE.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
-        if len(rows) < len(hidden_TE):
+        num_rows = len(rows)
+        if self.invariant:
+            rows += [0] * (num_padded(num_rows) - num_rows)
+        if rows != list(range(len(hidden_TE))):
             hidden_TE = hidden_TE[torch.tensor(rows, device=hidden_TE.device)]
-        return self.model.logits(hidden_TE)
+        return self.model.logits(hidden_TE)[:num_rows]
 
     def _score_prompt(self, chunk: Chunk, hidden_TE: Tensor) -> None:
         """Note how likely the prompt's tokens were that follow the chunk's; a chunk that runs again notes it again."""
@@ -83,5 +91,6 @@ class ModelRunner:
         """Final hidden states [T, E] of the tokens of a context."""
         if self.model.training:  # a trainer that rolls out has switched it
             self.model.eval()
+        ids = ids + [0] * (len(context.positions) - len(ids))
         hidden_TE: Tensor = self.model(torch.tensor(ids, device=self.cache.device), context.positions, context)
         return hidden_TE

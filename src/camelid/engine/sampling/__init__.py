@@ -60,7 +60,7 @@ def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[int | None]:
     """
     params = [sequence.params for sequence in sequences]
     best_B, greedy_B = logits_BV.max(dim=-1)
-    usable = best_B.isfinite().tolist()
+    usable = [math.isfinite(best) for best in best_B.tolist()]
     adjusted = [row for row, sequence in enumerate(sequences) if sequence.adjusts_logits and usable[row]]
     if adjusted:
         logits_BV = logits_BV.clone()
