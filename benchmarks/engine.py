@@ -3,11 +3,11 @@
     python benchmarks/engine.py [--shape 15m] [--streams 1 8 16] [--tokens 48] [--rounds 3] [--continuous]
 
 Greedy, float32, random weights, the threads that torch has; the contenders take turns and the median round counts.
-`generate` pads the prompts of one batch that starts and ends together; `--continuous` adds transformers' own continuous
-batching (`generate_batch`), which on a CPU sizes its cache by all of the memory: 5.23 was killed at 9.6 GB. Prompts share their first 128 tokens or nothing; the
-prompt's time is part of the round. The first token of a short request is timed while a prompt of 1024 tokens comes in
-just before it. The overhead is the processor time of a step outside the model's forward pass, as a share of the step.
-The last line is the whole table as JSON.
+`generate` pads the prompts of one batch that starts and ends together; `--continuous` adds transformers' own
+continuous batching (`generate_batch`), which on a CPU sizes its cache by all of the memory: with 5.23 the process was
+killed at 9.6 GB. Prompts share their first 128 tokens or nothing; the prompt's time is part of the round. The first
+token of a short request is timed while a prompt of 1024 tokens comes in just before it. The overhead is the processor
+time of a step outside the model's forward pass, as a share of the step. The last line is the whole table as JSON.
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ class _FreshTogether:
     rows: slice
     context: PackedContext
 
-    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Rows, values: Rows, scale: float) -> Tensor:
         q, k, v = (x[self.rows] for x in (q_THD, k_TKD, v_TKD))
         return self.context.attend(0, q, k, v, scale=scale)
 
