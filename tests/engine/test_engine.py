@@ -271,6 +271,32 @@ def test_scores_that_are_not_numbers_end_that_request_alone(own_model: TinyModel
     assert free_blocks(engine) == everything
 
 
+def test_what_is_not_a_number_is_not_kept_for_others(own_model: TinyModel, plain_loop: PlainLoop) -> None:
+    """A prefix that came out broken once (a bit flipped, say) is computed again."""
+    engine, params = Engine(own_model, block_size=2), SamplingParams(max_tokens=6)
+    prompt = [1, 2, 3, 4, 5]
+    hook = own_model.tokens.register_forward_hook(lambda *arguments: arguments[2] * float("nan"))
+    with pytest.raises(EngineError, match="not numbers"):
+        engine.generate([prompt], params)
+    hook.remove()
+    assert engine.generate([prompt], params)[0].token_ids == plain_loop(prompt, params)
+
+
+def test_more_than_the_cache_holds_waits_and_comes_through(tiny_model: TinyModel, plain_loop: PlainLoop) -> None:
+    engine = Engine(tiny_model, block_size=4, cache_tokens=32)
+    prompts = [[i, i + 1, i + 2] for i in range(20)]
+    params = SamplingParams(max_tokens=20)
+    assert [c.token_ids for c in engine.generate(prompts, params)] == [plain_loop(p, params) for p in prompts]
+    everything = free_blocks(engine)
+    streams = [engine.stream(prompt, params) for prompt in prompts[:4]]
+    for stream in streams:
+        next(stream)
+    del stream
+    streams.clear()
+    assert not engine.has_unfinished
+    assert free_blocks(engine) == everything
+
+
 def test_new_weights_take_effect_in_the_middle_of_a_reply(own_model: TinyModel, plain_loop: PlainLoop) -> None:
     other = new_tiny_model(seed=1)
     engine = Engine(own_model)
