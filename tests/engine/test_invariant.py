@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from camelid.base.errors import EngineError
+from camelid.codecs import FORMATS
 from camelid.engine.engine import Engine
 from camelid.engine.invariant import InvariantContext
 from camelid.engine.kv_cache import PagedContext, PagedKVCache
 from camelid.engine.params import SamplingParams
 from camelid.engine.protocol import Completion
 from camelid.model.attention import Chunks, Window
+from camelid.model.linear import Linear
 from camelid.model.llama import Llama, LlamaConfig
+from camelid.model.lora import LoraAdapter, LoraConfig
 
 CONFIG = LlamaConfig(
     vocab_size=300,
@@ -62,6 +68,19 @@ def test_without_it_bits_hang_on_the_company(llama: Llama) -> None:
     alone = [bits(Engine(llama).generate([prompt], params)[0]) for prompt in prompts()]
     together = [bits(completion) for completion in Engine(llama).generate(prompts(), params)]
     assert together != alone
+
+
+def test_what_still_rounds_with_the_batch_is_refused(llama: Llama) -> None:
+    engine = Engine(llama, batch_invariant=True)
+    with pytest.raises(EngineError, match="adapters round with the batch"):
+        engine.add_adapter("a", LoraAdapter.new(llama, LoraConfig()))
+    packed = Llama.from_config(dataclasses.replace(CONFIG, hidden_size=288))
+    packed.initialize(seed=0)
+    projection = packed.get_submodule("model.layers.0.mlp.up_proj")
+    assert isinstance(projection, Linear)
+    projection.load_packed(FORMATS.load("q8_0").pack(projection.dense()))
+    with pytest.raises(EngineError, match="packed weights round with the batch"):
+        Engine(packed, batch_invariant=True)
 
 
 @pytest.mark.parametrize("reach", [None, Window(10), Chunks(16)])

@@ -158,6 +158,12 @@ class Engine(Generator):
         )
         self._proposer = self._new_proposer(draft_model)
         self._adapters = Adapters(model)
+        if batch_invariant and any(isinstance(m, Matrix) and m.packed is not None for m in model.modules()):
+            raise EngineError(
+                "products with packed weights round with the batch",
+                where="batch_invariant",
+                hint="load the model with packed=False",
+            )
         cache = self._allocate(num_blocks, cache_kind)
         self._runner = ModelRunner(model, cache, self._adapters, invariant=batch_invariant)
         self._num_reused_tokens = self._num_drafts = self._num_accepted = 0
@@ -244,8 +250,10 @@ class Engine(Generator):
         """Let requests name an adapter; those that run go on beside it.
 
         Raises:
-            EngineError: the name is taken, or the adapter does not fit the model.
+            EngineError: the name is taken, the adapter does not fit the model, or the engine is batch-invariant.
         """
+        if self._runner.invariant:
+            raise EngineError("adapters round with the batch", hint="merge the adapter, or leave batch_invariant out")
         self._adapters.add(name, adapter)
 
     def remove_adapter(self, name: str) -> None:

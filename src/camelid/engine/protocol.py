@@ -65,7 +65,7 @@ class Generator(Protocol):
     def generate(
         self, prompts: Iterable[Iterable[int]], params: SamplingParams | Iterable[SamplingParams]
     ) -> list[Completion]:
-        """One completion per prompt, in order; one `params` for all, or one each."""
+        """One completion per prompt, in order, or `params.n` of each; one `params` for all prompts, or one each."""
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Replace parameters by name; those not named keep their values."""

@@ -215,7 +215,7 @@ class Adapters:
 
     def __init__(self, model: nn.Module) -> None:
         self._linears = _linears(model)
-        self._by_name: dict[str, LoraAdapter] = {}
+        self._by_name: dict[str, dict[str, LowRank]] = {}
         self._identities: dict[str, str] = {}
         self._hooks: dict[str, RemovableHandle] = {}
         self._applied: list[tuple[str, slice | Tensor]] = []
@@ -245,13 +245,13 @@ class Adapters:
         """
         if name in self._by_name:
             raise EngineError(f"there is an adapter named '{name}' already", hint="remove it first")
-        for path, change in adapter.changes.items():
-            linear = _target(self._linears, path, change)
-            change.to(_device(linear))
-        for path in adapter.changes:
+        changes = adapter.changes
+        linears = {path: _target(self._linears, path, change) for path, change in changes.items()}
+        for path, linear in linears.items():
+            changes[path].to(_device(linear))
             if path not in self._hooks:
-                self._hooks[path] = self._linears[path].register_forward_hook(self._hook(path))
-        self._by_name[name] = adapter
+                self._hooks[path] = linear.register_forward_hook(self._hook(path))
+        self._by_name[name] = changes
         self._identities[name] = adapter.digest()
 
     def remove(self, name: str) -> None:
@@ -262,7 +262,7 @@ class Adapters:
         """
         self.identity(name)
         del self._by_name[name], self._identities[name]
-        needed = {path for adapter in self._by_name.values() for path in adapter.changes}
+        needed = {path for changes in self._by_name.values() for path in changes}
         for path in self._hooks.keys() - needed:
             self._hooks.pop(path).remove()
 
@@ -288,7 +288,7 @@ class Adapters:
     def _hook(self, path: str) -> Any:
         def change(linear: Linear, inputs: tuple[Tensor], out_TO: Tensor) -> Tensor:
             for name, rows in self._applied:
-                low_rank = self._by_name[name].changes.get(path)
+                low_rank = self._by_name[name].get(path)
                 if low_rank is not None:
                     out_TO[rows] += low_rank(inputs[0][rows])
             return out_TO
