@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from camelid.llm import LLM
 SAMPLING = {"max_tokens": 15, "temperature": 1.0, "seed": 5, "ignore_eos": True}
 
 
-async def text_of(llm: LLM, prompt: str) -> str:
-    return "".join([chunk.text async for chunk in llm.astream(prompt, **SAMPLING)])
+async def text_of(llm: LLM, prompt: str, **changes: Any) -> str:
+    return "".join([chunk.text async for chunk in llm.astream(prompt, **{**SAMPLING, **changes})])
 
 
 def test_streams_of_many_tasks_are_the_replies(tiny_llm: LLM) -> None:
@@ -27,11 +28,13 @@ def test_streams_of_many_tasks_are_the_replies(tiny_llm: LLM) -> None:
     assert not tiny_llm.engine.has_unfinished
 
 
-def test_a_cancelled_task_and_a_closed_stream_leave_nothing(tiny_llm: LLM) -> None:
+@pytest.mark.parametrize("turns", [1, 2, 3, 10])
+def test_a_cancelled_task_and_a_closed_stream_leave_nothing(tiny_llm: LLM, turns: int) -> None:
     async def cancel_one() -> str:
-        endless = asyncio.create_task(text_of(tiny_llm, "ab"))
+        endless = asyncio.create_task(text_of(tiny_llm, "ab", max_tokens=150))
         other = asyncio.create_task(text_of(tiny_llm, "cd"))
-        await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
         endless.cancel()
         with pytest.raises(asyncio.CancelledError):
             await endless
@@ -41,7 +44,7 @@ def test_a_cancelled_task_and_a_closed_stream_leave_nothing(tiny_llm: LLM) -> No
         return await other
 
     assert asyncio.run(cancel_one()) == tiny_llm.generate("cd", **SAMPLING).text
-    tiny_llm.generate("x", max_tokens=1)
+    assert not tiny_llm._replies
     assert not tiny_llm.engine.has_unfinished
 
 

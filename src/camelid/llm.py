@@ -299,7 +299,13 @@ class LLM:
 
         A task that is cancelled, or an iterator that is closed or dropped, cancels the rest.
         """
-        request, reply = await asyncio.to_thread(self._start, self._prepare(prompt, tools, sampling_params(sampling)))
+        prepared = self._prepare(prompt, tools, sampling_params(sampling))
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start, prepared))
+        try:
+            request, reply = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(self._forget_started)
+            raise
         try:
             finished = False
             while not finished:
@@ -419,6 +425,11 @@ class LLM:
                 if stopped_by_text and not output.finish_reason:
                     self.engine.cancel(output.request_id)
             self._cancel_forgotten()
+
+    def _forget_started(self, starting: asyncio.Future[tuple[int, _Reply]]) -> None:
+        """Forget a request whose task was cancelled while it was being queued."""
+        if not starting.cancelled() and starting.exception() is None:
+            self._forget(starting.result()[0])
 
     def _forget(self, request: int) -> None:
         self._forgotten.append(request)
