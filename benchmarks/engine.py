@@ -69,7 +69,7 @@ def prompts_of(num: int, shared: bool, seed: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 32000, (num, PROMPT), generator=generator)
     if shared:
-        ids[:, :SHARED] = ids[0, :SHARED]
+        ids[:, :SHARED] = ids[0, :SHARED].clone()
     return [row.tolist() for row in ids]
 
 
