@@ -5,6 +5,7 @@ llm.generate("Once upon a time", max_tokens=20).text
 llm.generate([{"role": "user", "content": "Hello"}], temperature=0.6, top_p=0.9, seed=1).text
 for chunk in llm.stream("Once upon a time", max_tokens=20):
     print(chunk.text, end="", flush=True)
+llm.generate("What is this?", images=[Path("cat.png")]).text  # by a model that reads images
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from camelid.engine.protocol import TokenLogprob
     from camelid.engine.vocabulary import Vocabulary
     from camelid.model.base import LanguageModel
+    from camelid.model.image_files import ImageSource
+    from camelid.model.image_memory import PromptImage
+    from camelid.model.image_reader import ImageReader
     from camelid.tokenizer import StreamDecoder, Tokenizer
     from camelid.tokenizer.chat import ChatFormat
 
@@ -110,13 +114,13 @@ def load(
         ResourceError: the model does not fit into memory.
     """
     from camelid.base.runtime import parse_dtype, pick_device
-    from camelid.checkpoint import load_model, open_checkpoint
+    from camelid.checkpoint import load_model, model_config, open_checkpoint
     from camelid.checkpoint.catalogue import resolve
 
     checkpoint = open_checkpoint(resolve(str(path_or_name)))
     try:
         tokenizer = checkpoint.load_tokenizer()
-        check_tokenizer_fits(tokenizer, checkpoint.config["vocab_size"], where=checkpoint.path)
+        check_tokenizer_fits(tokenizer, model_config(checkpoint).num_embeddings, where=checkpoint.path)
         model = load_model(
             checkpoint,
             device=pick_device(None if device is None else str(device)),
@@ -127,22 +131,23 @@ def load(
             model,
             tokenizer,
             chat_template=checkpoint.chat_template,
-            generation_config={"eos_token_id": checkpoint.config.get("eos_token_id"), **checkpoint.generation_config},
+            generation_config={"eos_token_id": checkpoint.stated("eos_token_id"), **checkpoint.generation_config},
+            preprocessor_config=checkpoint.preprocessor_config,
             **engine_options,
         )
     finally:
         checkpoint.close()
 
 
-def check_tokenizer_fits(tokenizer: Tokenizer, vocab_size: int, where: object = None) -> None:
+def check_tokenizer_fits(tokenizer: Tokenizer, num_embeddings: int, where: object = None) -> None:
     """Refuse a tokenizer that makes ids the model has no embedding for.
 
     Raises:
         TokenizerError: the tokenizer's vocabulary is larger than the model's.
     """
-    if tokenizer.vocab_size > vocab_size:
+    if tokenizer.vocab_size > num_embeddings:
         raise TokenizerError(
-            f"the tokenizer does not fit the model: it has {tokenizer.vocab_size} ids, the model {vocab_size}",
+            f"the tokenizer does not fit the model: it has {tokenizer.vocab_size} ids, the model {num_embeddings}",
             where=where,
             hint="use the tokenizer that the model was trained with",
         )
@@ -158,6 +163,7 @@ class LLM:
         tokenizer: its tokenizer.
         chat_template: the Jinja template that came with it, if any.
         generation_config: the contents of a `generation_config.json`; its end tokens stop replies.
+        preprocessor_config: the contents of a `preprocessor_config.json`, if the model reads images.
         engine_options: further arguments of `camelid.engine.engine.Engine`.
     """
 
@@ -168,12 +174,14 @@ class LLM:
         *,
         chat_template: str | None = None,
         generation_config: Mapping[str, Any] | None = None,
+        preprocessor_config: Mapping[str, Any] | None = None,
         **engine_options: Any,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.generation_config = dict(generation_config or {})
+        self.preprocessor_config = dict(preprocessor_config or {})
         self._engine_options = _known_engine_options(engine_options)
         self._replies: dict[int, _Reply] = {}
         self._forgotten: deque[int] = deque()
@@ -226,6 +234,17 @@ class LLM:
             ids.update(self.chat_format.stop_ids)
         return frozenset(i for i in ids if i is not None)
 
+    @cached_property
+    def image_reader(self) -> ImageReader:
+        """What prepares images for the model.
+
+        Raises:
+            CamelidError: the model reads text only.
+        """
+        if self.model.image_reader_class is None:
+            raise CamelidError("this model reads text only", hint="talk to one that reads images")
+        return self.model.image_reader_class.from_hf(self.preprocessor_config, self.model.config)
+
     @property
     def context_length(self) -> int:
         """Tokens of prompt and reply together: what the model was made for, or what the cache holds if that is less."""
@@ -235,13 +254,47 @@ class LLM:
         """The token ids that the model is given for a prompt.
 
         Text starts with the begin-of-sequence token where the model wants one; ids are taken as they are; a
-        conversation ends with the header of the assistant's turn.
+        conversation ends with the header of the assistant's turn. One token stands for each image.
         """
+        return self._encode(prompt, tools, 0)[0]
+
+    def _encode(
+        self, prompt: Prompt, tools: Tools | None, num_images: int
+    ) -> tuple[list[int], Sequence[object | None]]:
+        """The token ids of a prompt with images beside it, and what it shows itself: None for each image from there."""
+        beside = [None] * num_images
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, bos=self.tokenizer.special.add_bos)
-        if _is_conversation(prompt):
-            return self.chat_format.render(prompt, tools=tools, add_generation_prompt=True).ids
-        return _token_ids(prompt)
+            start = self.tokenizer.encode("", bos=self.tokenizer.special.add_bos)
+            ids = self.tokenizer.encode(prompt, bos=self.tokenizer.special.add_bos)
+            if num_images:  # before the text, as the models were trained
+                assert ids[: len(start)] == start
+                ids[len(start) : len(start)] = [self._image_token_id] * num_images
+            return ids, beside
+        if not _is_conversation(prompt):
+            return self._with_image_tokens(_token_ids(prompt)), beside
+        rendered = self.chat_format.render(prompt, tools=tools, add_generation_prompt=True)
+        return self._with_image_tokens(rendered.ids), rendered.images
+
+    @property
+    def _image_token_id(self) -> int:
+        token = self.model.config.image_token_id
+        if token is None:
+            raise CamelidError("this model reads text only", hint="talk to one that reads images")
+        return token
+
+    def _with_image_tokens(self, ids: list[int]) -> list[int]:
+        """Ids whose image tokens are the model's: a tokenizer from Meta has another."""
+        from camelid.tokenizer.chat_images import IMAGE_TOKEN
+
+        own, wanted = self.tokenizer.special.ids.get(IMAGE_TOKEN), self.model.config.image_token_id
+        if own is None or wanted is None or own == wanted:
+            return ids
+        return [wanted if token == own else token for token in ids]
+
+    def _read_images(self, sources: Sequence[object]) -> list[PromptImage]:
+        from camelid.model.image_files import open_image
+
+        return [self.image_reader.read(open_image(source)) for source in sources]
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Scores of every next token at every position: fp32 [S, V], row s after ids[: s + 1].
@@ -252,10 +305,26 @@ class LLM:
         return self.engine.logits(ids)
 
     @overload
-    def generate(self, prompt: Prompt, *, tools: Tools | None = ..., n: None = ..., **sampling: Any) -> Generation: ...
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Tools | None = ...,
+        images: Sequence[ImageSource] | None = ...,
+        n: None = ...,
+        **sampling: Any,
+    ) -> Generation: ...
 
     @overload
-    def generate(self, prompt: Prompt, *, tools: Tools | None = ..., n: int, **sampling: Any) -> list[Generation]: ...
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Tools | None = ...,
+        images: Sequence[ImageSource] | None = ...,
+        n: int,
+        **sampling: Any,
+    ) -> list[Generation]: ...
 
     @overload
     def generate(
@@ -268,38 +337,66 @@ class LLM:
     ) -> list[list[Generation]]: ...
 
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], *, tools: Tools | None = None, n: int | None = None, **sampling: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        tools: Tools | None = None,
+        images: Sequence[ImageSource] | None = None,
+        n: int | None = None,
+        **sampling: Any,
     ) -> Generation | list[Generation] | list[list[Generation]]:
         """Continue a text, continue token ids or answer a conversation; a list of prompts runs as one batch.
 
         Args:
             prompt: text, token ids, messages, or a list of any of these.
             tools: JSON schemas of tools that a conversation may call.
+            images: of a single prompt: they come before a text, fill the places of a conversation's `{"type": "image"}`
+                parts, and stand for the image tokens among ids, in order.
             n: give a list of so many replies in place of each reply.
             sampling: fields of `SamplingParams`; greedy by default.
 
         Raises:
             ContextLengthError: the prompt leaves no room for a reply.
             SamplingError: an unknown or impossible sampling setting.
+            CamelidError: images for a model that reads text only, for a batch, or more or fewer than have a place.
         """
         params = sampling_params(sampling if n is None else {**sampling, "n": n})
-        prompts = cast("Sequence[Prompt]", prompt) if _is_batch(prompt) else [cast("Prompt", prompt)]
-        replies = self._run(prompts, tools, params)
+        if not _is_batch(prompt):
+            batch = [self._prepare(cast("Prompt", prompt), tools, params, images)]
+        elif images is not None:
+            raise CamelidError("images belong to one prompt", hint="in a batch, show them in the messages' content")
+        else:
+            batch = [self._prepare(one, tools, params) for one in cast("Sequence[Prompt]", prompt)]
+        replies = self._run([replace(one, params=sample) for one in batch for sample in params.samples()])
         per_prompt = [replies[start : start + params.n] for start in range(0, len(replies), params.n)]
         if n is None:
             return replies if _is_batch(prompt) else replies[0]
         return per_prompt if _is_batch(prompt) else per_prompt[0]
 
-    def stream(self, prompt: Prompt, *, tools: Tools | None = None, **sampling: Any) -> Generator[Chunk]:
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Tools | None = None,
+        images: Sequence[ImageSource] | None = None,
+        **sampling: Any,
+    ) -> Generator[Chunk]:
         """`generate` for one prompt, piece by piece; closing the iterator cancels the rest."""
-        return self._stream(self._prepare(prompt, tools, sampling_params(sampling)))
+        return self._stream(self._prepare(prompt, tools, sampling_params(sampling), images))
 
-    async def astream(self, prompt: Prompt, *, tools: Tools | None = None, **sampling: Any) -> AsyncGenerator[Chunk]:
+    async def astream(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Tools | None = None,
+        images: Sequence[ImageSource] | None = None,
+        **sampling: Any,
+    ) -> AsyncGenerator[Chunk]:
         """`stream` for `async for`: steps run on a thread, and many streams share them.
 
         A task that is cancelled, or an iterator that is closed or dropped, cancels the rest.
         """
-        prepared = self._prepare(prompt, tools, sampling_params(sampling))
+        prepared = self._prepare(prompt, tools, sampling_params(sampling), images)
         starting = asyncio.ensure_future(asyncio.to_thread(self._start, prepared))
         try:
             request, reply = await asyncio.shield(starting)
@@ -368,12 +465,7 @@ class LLM:
         finally:
             self._forget(request)
 
-    def _run(self, prompts: Sequence[Prompt], tools: Tools | None, params: SamplingParams) -> list[Generation]:
-        batch = [
-            replace(prepared, params=sample_params)
-            for prepared in (self._prepare(prompt, tools, params) for prompt in prompts)
-            for sample_params in params.samples()
-        ]
+    def _run(self, batch: Sequence[_Prepared]) -> list[Generation]:
         replies: dict[int, _Reply] = {}
         try:
             for prepared in batch:
@@ -398,15 +490,22 @@ class LLM:
             for reply, prepared in zip(replies.values(), batch, strict=True)
         ]
 
-    def _prepare(self, prompt: Prompt, tools: Tools | None, params: SamplingParams) -> _Prepared:
+    def _prepare(
+        self,
+        prompt: Prompt,
+        tools: Tools | None,
+        params: SamplingParams,
+        images: Sequence[ImageSource] | None = None,
+    ) -> _Prepared:
         # A reply in a conversation is a text of its own; what continues a text keeps the space that it starts with.
         continuing = isinstance(prompt, str) or not _is_conversation(prompt)
-        return _Prepared(self.encode_prompt(prompt, tools=tools), params, continuing)
+        ids, places = self._encode(prompt, tools, len(images or ()))
+        return _Prepared(ids, params, continuing, self._read_images(_filled(places, images or ())))
 
     def _start(self, prepared: _Prepared) -> tuple[int, _Reply]:
         reply = _Reply(self.tokenizer.stream(continuing=prepared.continuing), prepared.params)
         with self._lock:
-            request = self.engine.add(prepared.ids, prepared.params)
+            request = self.engine.add(prepared.ids, prepared.params, images=prepared.images)
             self._replies[request] = reply
         return request, reply
 
@@ -452,6 +551,7 @@ class _Prepared:
     params: SamplingParams
     continuing: bool
     """Whether the reply goes on with the prompt's text."""
+    images: list[PromptImage]
 
 
 class _Reply:
@@ -544,6 +644,18 @@ def _known_engine_options(options: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             raise EngineError(f"unknown engine option '{name}'", hint=did_you_mean(name, known))
     return options
+
+
+def _filled(places: Sequence[object | None], given: Sequence[object]) -> list[object]:
+    """What shows the images of a conversation, where some of its places are filled from beside it."""
+    empty = sum(place is None for place in places)
+    if empty != len(given):
+        raise CamelidError(
+            f"the conversation has {empty} places for images that are given beside it, and {len(given)} are",
+            hint='a place is a content part {"type": "image"}',
+        )
+    rest = iter(given)
+    return [next(rest) if place is None else place for place in places]
 
 
 def _is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:

@@ -87,7 +87,8 @@ def test_the_text_is_read_and_the_images_are_left_out_with_a_warning(llama4: tup
 
     assert isinstance(model, Llama4)
     assert names == set(model.state_dict())
-    assert (ours - theirs(input_ids=ids[None]).logits[0]).abs().max() <= 1e-4
+    # The text model inside: around it, transformers 5.24 fails where there is no image.
+    assert (ours - theirs.language_model(input_ids=ids[None]).logits[0]).abs().max() <= 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:.*read images:UserWarning")

@@ -9,6 +9,11 @@ from camelid.engine.block_manager import BlockManager
 from camelid.engine.params import SamplingParams
 from camelid.engine.scheduler import PRIORITY_TURNS, Scheduler
 from camelid.engine.sequence import Chunk, Sequence
+from camelid.model.image_memory import ImageMemory
+
+
+class AnyImage:
+    digest = b"any"
 
 
 def new_scheduler(
@@ -58,6 +63,31 @@ def test_the_token_budget_is_filled_in_order_of_arrival() -> None:
         steps.append(summary(chunks))
         run(scheduler, chunks)
     assert steps == [[(0, 0, 6), (1, 0, 10)], [(0, 6, 1), (1, 10, 10), (2, 0, 3)], [(0, 7, 1), (1, 20, 1), (2, 3, 1)]]
+
+
+def test_no_more_images_are_held_than_allowed() -> None:
+    scheduler = Scheduler(BlockManager(100, 4), max_batch_tokens=16, max_sequences=8, max_images=3)
+    for request_id, num_images in enumerate((0, 2, 0, 2, 1)):
+        sequence = new_sequence(request_id, 2)
+        sequence.images = (AnyImage(),) * num_images
+        scheduler.add(sequence)
+    steps = []
+    while chunks := scheduler.schedule():
+        steps.append({chunk.sequence.request_id for chunk in chunks})
+        run(scheduler, chunks)
+    assert steps[0] == {0, 1, 2}  # those behind wait in order, though the last one's image would fit
+    assert steps[-1] == {3, 4}
+
+
+def test_a_preempted_sequence_forgets_its_images() -> None:
+    scheduler = Scheduler(BlockManager(100, 4), max_batch_tokens=16, max_sequences=8, max_images=1)
+    sequence = new_sequence(0, 2)
+    sequence.images = (AnyImage(),)
+    scheduler.add(sequence)
+    scheduler.schedule()
+    sequence.memory = ImageMemory((), (), (0,), (1,))
+    scheduler.preempt_all()
+    assert sequence.memory is None
 
 
 def test_no_more_sequences_run_than_allowed() -> None:

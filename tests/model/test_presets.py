@@ -14,7 +14,7 @@ from camelid.model.presets import PRESETS
 from camelid.model.sizes import num_parameters
 
 RELEASED = {
-    "cria": 3_443_136,
+    "cria": 32_385_536,
     "llama-7b": 6_738_415_616,
     "llama-13b": 13_015_864_320,
     "llama-33b": 32_528_943_616,
@@ -35,6 +35,10 @@ RELEASED = {
     "llama-3.1-405b": 405_853_388_800,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
+    "llama-3.2-11b-vision": 10_642_941_475,
+    "llama-3.2-11b-vision-instruct": 10_670_220_835,
+    "llama-3.2-90b-vision": 88_593_355_323,
+    "llama-3.2-90b-vision-instruct": 88_593_355_323,
     "llama-3.3-70b": 70_553_706_496,
     "llama-4-scout": 107_769_861_120,
     "llama-4-scout-instruct": 107_769_861_120,
@@ -69,6 +73,8 @@ KV_KIB_PER_TOKEN = {
     "llama-3.1-405b": 504,
     "llama-3.2-1b": 32,
     "llama-3.2-3b": 112,
+    "llama-3.2-11b-vision": 128,
+    "llama-3.2-90b-vision": 320,
     "llama-4-scout": 192,
     "opt-125m": 36,
     "opt-175b": 4608,

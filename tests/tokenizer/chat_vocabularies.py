@@ -110,6 +110,13 @@ def llama3_tokenizer() -> ByteLevelTokenizer:
 
 
 @cache
+def vision_tokenizer() -> ByteLevelTokenizer:
+    """A Llama 3's, with a token for images."""
+    specials = [*LLAMA3_SPECIALS, "<|image|>"]
+    return ByteLevelTokenizer(_train(specials), specials, "<|begin_of_text|>", "<|end_of_text|>")
+
+
+@cache
 def chatml_tokenizer() -> ByteLevelTokenizer:
     return ByteLevelTokenizer(_train(CHATML_SPECIALS), CHATML_SPECIALS, None, "<|im_end|>")
 
@@ -141,7 +148,19 @@ def _train(specials: Sequence[str]) -> tokenizers.Tokenizer:
     return backend
 
 
-SPELLINGS = ["<|eot_id|>", "<|im_end|>", "<|im_start|>", "<|eot", "_id|>", "<|", "<", "|>", "</s>", "<|EOT_ID|>"]
+SPELLINGS = [
+    "<|image|>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|eot",
+    "_id|>",
+    "<|",
+    "<",
+    "|>",
+    "</s>",
+    "<|EOT_ID|>",
+]
 texts = st.one_of(
     st.text(max_size=12),
     st.lists(
@@ -180,6 +199,13 @@ def message(role: str) -> st.SearchStrategy[dict[str, Any]]:
     """A message of a role, its content as text or parts."""
     contents = texts | st.lists(texts.map(lambda text: {"type": "text", "text": text}), min_size=1, max_size=2)
     return st.fixed_dictionaries({"role": st.just(role), "content": contents})
+
+
+def showing() -> st.SearchStrategy[dict[str, Any]]:
+    """A user's message of texts and images."""
+    images = st.sampled_from([{"type": "image"}, {"type": "image_url", "image_url": {"url": "data:…"}}])
+    parts = texts.map(lambda text: {"type": "text", "text": text}) | images
+    return st.fixed_dictionaries({"role": st.just("user"), "content": st.lists(parts, min_size=1, max_size=5)})
 
 
 def plain(message: dict) -> dict:

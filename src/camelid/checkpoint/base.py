@@ -80,6 +80,16 @@ class Checkpoint(ABC):
     def generation_config(self) -> Mapping[str, Any]:
         """The contents of a `generation_config.json`; empty if none came."""
 
+    @property
+    def preprocessor_config(self) -> Mapping[str, Any]:
+        """The contents of a `preprocessor_config.json`, which prepares images; empty if none came."""
+        return {}
+
+    def stated(self, key: str) -> Any:
+        """What the config says, or its `text_config` where a model that reads more than text has one; None: nothing."""
+        text = self.config.get("text_config")
+        return self.config.get(key, text.get(key) if isinstance(text, dict) else None)
+
     @abstractmethod
     def close(self) -> None:
         """Release the files; tensors already read stay valid."""

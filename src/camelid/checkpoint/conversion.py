@@ -91,6 +91,7 @@ def convert(
         else:
             from camelid.checkpoint.save import save_huggingface
 
+            parts["preprocessor_config"] = checkpoint.preprocessor_config
             save_huggingface(checkpoint, target, dtype=parse_dtype(dtype) if dtype else None, **parts)
         return quantize is None and facts.get("dtype") in (None, "float32", *_only_format(checkpoint))
 

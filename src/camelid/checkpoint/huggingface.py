@@ -28,6 +28,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+PREPROCESSOR_CONFIG = "preprocessor_config.json"
+PROCESSOR_CONFIG = "processor_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 CHAT_TEMPLATE_JSON = "chat_template.json"
 
@@ -109,6 +111,20 @@ class HuggingFaceCheckpoint(Checkpoint):
     def generation_config(self) -> Mapping[str, Any]:
         """The contents of `generation_config.json`; empty if there is none."""
         return self._json(GENERATION_CONFIG)
+
+    @cached_property
+    def preprocessor_config(self) -> Mapping[str, Any]:
+        """The contents of `preprocessor_config.json`, or the `image_processor` of `processor_config.json`.
+
+        Raises:
+            FormatError: that is no table.
+        """
+        if settings := self._json(PREPROCESSOR_CONFIG):
+            return settings
+        settings = self._json(PROCESSOR_CONFIG).get("image_processor", {})
+        if not isinstance(settings, dict):
+            raise FormatError("'image_processor' is no table", where=self.path / PROCESSOR_CONFIG)
+        return settings
 
     def close(self) -> None:
         """Let go of the shards; tensors already read stay valid."""

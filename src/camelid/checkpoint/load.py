@@ -22,8 +22,9 @@ from camelid.checkpoint.catalogue import exists, near_names
 from camelid.checkpoint.gguf_parts import is_later_part
 from camelid.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, HuggingFaceCheckpoint
 from camelid.checkpoint.llama2c import HEADER, Llama2CCheckpoint, is_llama2_c
-from camelid.checkpoint.meta import MetaCheckpoint, is_meta_folder
+from camelid.checkpoint.meta import is_meta_folder
 from camelid.checkpoint.meta_params import PARAMS
+from camelid.checkpoint.meta_vision import open_meta
 from camelid.checkpoint.text_part import text_part
 from camelid.codecs import FORMATS
 from camelid.codecs.packed import PackedTensor
@@ -108,6 +109,18 @@ def load_model(
             _fill(module, leaf, checkpoint.read(name), name=name, device=device, dtype=dtype, kept=kept)
             shown.advance(checkpoint.tensors[name].num_bytes)
     return model
+
+
+def model_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The config of a checkpoint, as its architecture reads it.
+
+    Raises:
+        ConfigError: the config asks for what the architecture cannot do.
+        FormatError: it asks for more layers than there are tensors.
+        NotFoundError: the architecture is not known.
+    """
+    config: ModelConfig = _architecture(checkpoint)[1]
+    return config
 
 
 def described_tensors(checkpoint: Checkpoint) -> tuple[ModelConfig, Mapping[str, TensorInfo]]:
@@ -269,7 +282,7 @@ def _kept_formats(checkpoint: Checkpoint, packed: bool | None, device: torch.dev
 def _open_folder(folder: Path) -> Checkpoint:
     # A folder as Meta releases it may hold a config.json too, which says what params.json does not.
     if is_meta_folder(folder) and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
-        return MetaCheckpoint(folder)
+        return open_meta(folder)
     if (folder / CONFIG).exists():
         return text_part(HuggingFaceCheckpoint(folder))
     files = sorted(file for file in folder.iterdir() if file.is_file())

@@ -62,14 +62,14 @@ class MetaCheckpoint(Checkpoint):
     Raises:
         NotFoundError: `params.json` or a shard is missing.
         FormatError: a file is damaged, would run code, or contradicts another.
-        ConfigError: it holds a model of another layout: a Vision model, Llama 4 or a quantised release.
+        ConfigError: it holds a model of another layout: Llama 4 or a quantised release.
     """
 
     format = "meta"
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._params = _read_params(path)
+        self._params = read_params(path)
         self._paths = shard_paths(path)
         self._shards: list[TorchFile] = []
         try:
@@ -178,7 +178,7 @@ class MetaCheckpoint(Checkpoint):
                 raise FormatError(
                     f"the tensor {name[:200]!r} has no place in a Llama",
                     where=self._shards[0].path,
-                    hint="Vision models and Llama 4 open from their Hugging Face repositories",
+                    hint="Llama 4 opens from its Hugging Face repository",
                 )
             renamed = known[0].format(number) + ".weight"
             sources[renamed] = (name, self._split_axis(name, known[1]))
@@ -314,7 +314,12 @@ def pairs(tensor_RE: Tensor, head_dim: int) -> Tensor:
     return tensor_RE.view(-1, 2, head_dim // 2, tensor_RE.shape[1]).transpose(1, 2).reshape(tensor_RE.shape)
 
 
-def _read_params(folder: Path) -> Mapping[str, Any]:
+def read_params(folder: Path) -> Mapping[str, Any]:
+    """The contents of `params.json`, or of the table in it that some releases have.
+
+    Raises:
+        FormatError: it is no JSON object.
+    """
     params = read_json(file_inside(folder, PARAMS))
     nested = params.get("model")
     return nested if isinstance(nested, dict) else params

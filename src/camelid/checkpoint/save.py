@@ -12,10 +12,18 @@ from camelid.base.errors import ConfigError
 from camelid.base.files import atomic_folder, check_free_space
 from camelid.base.progress import progress
 from camelid.checkpoint.base import Checkpoint
-from camelid.checkpoint.huggingface import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
+from camelid.checkpoint.huggingface import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENERATION_CONFIG,
+    INDEX,
+    PREPROCESSOR_CONFIG,
+    WEIGHTS,
+)
 from camelid.checkpoint.lineage import LINEAGE, read_lineage, write_lineage
 from camelid.checkpoint.safetensors import write_safetensors
 from camelid.checkpoint.weights import main_dtype, reader, weights_of_checkpoint, weights_of_model
+from camelid.model import ARCHITECTURES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,6 +50,7 @@ def save_huggingface(
     tokenizer: Tokenizer | None = None,
     chat_template: str | None = None,
     generation_config: Mapping[str, Any] | None = None,
+    preprocessor_config: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     lineage: Mapping[str, Any] | None = None,
     max_shard_bytes: int = 5_000_000_000,
@@ -57,6 +66,8 @@ def save_huggingface(
         tokenizer: written beside the weights.
         chat_template: the Jinja template, written as `chat_template.jinja`.
         generation_config: the contents of `generation_config.json`.
+        preprocessor_config: the contents of `preprocessor_config.json`; left out: the defaults of a model that reads
+            images.
         dtype: of the written weights; None: each as it is, packed ones as float32.
         lineage: facts for `lineage.json` beside the version and the files' hashes.
         max_shard_bytes: of weights in one file; a larger tensor has a file of its own.
@@ -72,6 +83,8 @@ def save_huggingface(
         config, weights = weights_of_checkpoint(source, dtype)
     else:
         config, weights = source.config, weights_of_model(source, dtype)
+    reader_class = ARCHITECTURES.load(config.model_type).image_reader_class
+    image_reader = None if reader_class is None else reader_class.from_hf(preprocessor_config or {}, config)
     total = sum(weight.num_bytes for weight in weights)
     check_replaceable(folder)
     check_free_space(folder, total + SPACE_FOR_THE_REST)
@@ -81,6 +94,8 @@ def save_huggingface(
         if tokenizer is not None:
             tokenizer.save(new)
         write_companions(new, chat_template, generation_config)
+        if image_reader is not None:
+            write_json(new / PREPROCESSOR_CONFIG, image_reader.to_hf())
         write_lineage(new, lineage)
 
 

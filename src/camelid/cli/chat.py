@@ -23,6 +23,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 HELP = '''\
   /clear          forget the conversation
   /system TEXT    set the system message and start again; without TEXT, show it
+  /image FILE     show a picture along with the next message
   /save FILE      write the conversation as JSON
   /help           this list
   /exit           leave (so does Ctrl-D)
@@ -38,6 +39,9 @@ def chat(
         str, typer.Argument(help="A catalogue name, a folder, a file or a pulled hub id.")
     ] = DEFAULT_MODEL,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this once and exit.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture that the first message shows; may be given again.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: what the model recommends.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this total.")] = None,
@@ -55,6 +59,8 @@ def chat(
             return
     given = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
     conversation = _open(model, system, {k: v for k, v in given.items() if v is not None}, device, dtype)
+    for picture in image or []:
+        conversation.show(picture)
     if prompt is not None:
         _print_reply(conversation, prompt, stats)
         return
@@ -132,10 +138,13 @@ def _run_command(text: str, conversation: Conversation) -> bool:
         _tell("system message set; the conversation starts again")
     elif command == "system":
         _tell(conversation.system or "no system message set: the model's own default applies")
+    elif command == "image" and argument:
+        conversation.show(_path(argument))
+        _tell(f"the next message shows {len(conversation.shown)} picture{'s' * (len(conversation.shown) > 1)}")
+    elif command == "image":
+        _tell("name a picture: /image cat.png")
     elif command == "save" and argument:
-        path = Path(argument)
-        with suppress(RuntimeError):  # no such user's home: then it is a name like any other
-            path = path.expanduser()
+        path = _path(argument)
         conversation.save(path)
         _tell(f"saved {len(conversation.messages)} messages to {path}")
     elif command == "save":
@@ -145,6 +154,13 @@ def _run_command(text: str, conversation: Conversation) -> bool:
     else:
         _tell(f"there is no command /{command}; /help lists them")
     return True
+
+
+def _path(argument: str) -> Path:
+    path = Path(argument)
+    with suppress(RuntimeError):  # no such user's home: then it is a name like any other
+        path = path.expanduser()
+    return path
 
 
 def _read_message() -> str:

@@ -34,7 +34,9 @@ class Conversation:
         self.llm = llm
         self.sampling = dict(sampling or {})
         self.system = system
-        self.turns: list[dict[str, str]] = []
+        self.turns: list[dict[str, Any]] = []
+        self.shown: list[str] = []
+        """Pictures that the next message shows, as data URLs."""
         self.num_dropped = 0
         self.num_reply_tokens = 0
         """Of the last reply."""
@@ -42,25 +44,44 @@ class Conversation:
         """Why the last reply ended; None if it was stopped."""
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[dict[str, Any]]:
         """The conversation in OpenAI's message schema."""
         return [*self._system_messages, *self.turns]
 
     @property
-    def _system_messages(self) -> list[dict[str, str]]:
+    def _system_messages(self) -> list[dict[str, Any]]:
         return [{"role": "system", "content": self.system}] if self.system else []
 
     def clear(self) -> None:
-        """Forget every turn; the system message stays."""
+        """Forget every turn and picture; the system message stays."""
         self.turns = []
+        self.shown = []
+
+    def show(self, picture: Path) -> None:
+        """Have the next message show a picture.
+
+        Raises:
+            CamelidError: the model reads text only, or the file is no picture that can be opened.
+        """
+        from camelid.model.image_files import data_url
+
+        assert self.llm.image_reader
+        self.shown.append(data_url(picture))
 
     def ask(self, text: str) -> Generator[str]:
         """Add the user's message and stream the reply; what was said of it is kept even if the caller stops early.
 
+        Pictures to show stand before the text.
+
         Raises:
             ContextLengthError: this message alone does not fit the context; it is not kept.
         """
-        turns = self._fitting([*self.turns, {"role": "user", "content": text}])
+        content: str | list[dict[str, Any]] = text
+        if self.shown:
+            pictures = [{"type": "image_url", "image_url": {"url": url}} for url in self.shown]
+            content = [*pictures, {"type": "text", "text": text}]
+        turns = self._fitting([*self.turns, {"role": "user", "content": content}])
+        self.shown = []
         self.num_dropped += _num_questions(self.turns) + 1 - _num_questions(turns)
         self.turns = turns
         return self._reply()
@@ -80,7 +101,7 @@ class Conversation:
             chunks.close()
             self.turns.append({"role": "assistant", "content": said.strip()})
 
-    def _fitting(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    def _fitting(self, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The latest of the turns that leave room for a reply."""
         limit = self.llm.context_length
         while (num_tokens := self._num_tokens(turns)) > limit - limit // SHARE_FOR_REPLY:
@@ -96,7 +117,7 @@ class Conversation:
                 )
         return turns
 
-    def _num_tokens(self, turns: list[dict[str, str]]) -> int:
+    def _num_tokens(self, turns: list[dict[str, Any]]) -> int:
         return len(self.llm.encode_prompt([*self._system_messages, *turns]))
 
     def save(self, path: Path) -> None:
@@ -104,5 +125,5 @@ class Conversation:
         write_text(path, json.dumps({"messages": self.messages}, ensure_ascii=False, indent=2) + "\n")
 
 
-def _num_questions(turns: list[dict[str, str]]) -> int:
+def _num_questions(turns: list[dict[str, Any]]) -> int:
     return sum(turn["role"] == "user" for turn in turns)

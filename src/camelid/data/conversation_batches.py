@@ -222,6 +222,8 @@ class _Rendered:
 def _render(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], list[bool]]:
     try:
         rendered = chat.render(conversation.messages, tools=conversation.tools or None)
+        if rendered.images:
+            raise ChatFormatError("the conversation shows images, which are not trained on yet")
         return rendered.ids, rendered.mask
     except ChatFormatError as error:
         where = f"{conversation.where}, {error.where}" if error.where else conversation.where

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from camelid.engine.params import SamplingParams
     from camelid.engine.vocabulary import Vocabulary
     from camelid.model.base import ModelConfig
+    from camelid.model.image_memory import PromptImage
     from camelid.model.lora import Adapters
 
 
@@ -30,6 +31,7 @@ class Admission:
         stop_ids: the model's own end tokens.
         vocabulary: makes what the engine knows of text, when that is first needed; None: it knows none.
         adapters: those that requests may name.
+        max_images: images that a request may have.
     """
 
     def __init__(
@@ -39,20 +41,29 @@ class Admission:
         stop_ids: frozenset[int],
         vocabulary: Callable[[], Vocabulary] | None,
         adapters: Adapters,
+        max_images: int = 0,
     ) -> None:
         self.config = config
         self.max_context = max_context
         self.stop_ids = stop_ids
         self.adapters = adapters
+        self.max_images = max_images
         self._make_vocabulary = vocabulary
         self._next_request_id = 0
 
-    def sequence(self, prompt_ids: Iterable[int], params: SamplingParams, request_id: int | None = None) -> Sequence:
+    def sequence(
+        self,
+        prompt_ids: Iterable[int],
+        params: SamplingParams,
+        request_id: int | None = None,
+        *,
+        images: Iterable[PromptImage] = (),
+    ) -> Sequence:
         """A new request, with a fresh id unless given.
 
         Raises:
             ContextLengthError: the prompt leaves no room for a reply.
-            EngineError: an empty prompt, or an id outside the vocabulary.
+            EngineError: an empty prompt, an id outside the vocabulary, or more or fewer images than image tokens.
             SamplingError: settings that this engine cannot honour.
             NotFoundError: there is no such adapter.
         """
@@ -61,6 +72,9 @@ class Admission:
         ids = self.checked(prompt_ids)
         if params.truncate:
             ids = ids[-max(self.max_context - (params.max_tokens or 1), 1) :]
+        images, positions = self.checked_images(ids, images)
+        if images and params.prompt_logprobs is not None:
+            raise SamplingError("an image's token has no log-probability", where="prompt_logprobs")
         if len(ids) >= self.max_context:
             by_cache = self.max_context < self.config.max_position_embeddings
             raise ContextLengthError(
@@ -80,7 +94,11 @@ class Admission:
             stop_ids=frozenset(params.stop_token_ids)
             | (frozenset() if params.ignore_eos and not params.has_grammar else self.stop_ids),
             max_length=min(self.max_context, len(ids) + (params.max_tokens or self.max_context)),
-            root=root_key(params.cache_salt, self.adapters.identity(params.adapter)),
+            root=root_key(
+                params.cache_salt, self.adapters.identity(params.adapter), *(image.digest for image in images)
+            ),
+            images=images,
+            image_positions=positions,
             priority=params.priority,
             owner=params.owner,
             may_reuse=params.prompt_logprobs is None,
@@ -101,15 +119,35 @@ class Admission:
             raise EngineError("a prompt is a sequence of integers", hint="encode text first") from error
         if not ids:
             raise EngineError("there are no tokens to go on from", hint="give at least one token, BOS for instance")
-        vocab_size = self.config.vocab_size
+        num_ids = self.config.num_embeddings
         for extreme in (min(ids), max(ids)):
-            if not 0 <= extreme < vocab_size:
+            if not 0 <= extreme < num_ids:
                 raise EngineError(
-                    f"the token id {extreme} is outside the vocabulary of {vocab_size}",
+                    f"the token id {extreme} is outside the vocabulary of {num_ids}",
                     where=f"position {ids.index(extreme)}",
                     hint="does the tokenizer belong to this model?",
                 )
         return ids
+
+    def checked_images(
+        self, ids: list[int], images: Iterable[PromptImage]
+    ) -> tuple[tuple[PromptImage, ...], tuple[int, ...]]:
+        """The images of a prompt, and where their tokens stand.
+
+        Raises:
+            EngineError: the model reads none, or there are more or fewer than image tokens, or than allowed.
+        """
+        images, token = tuple(images), self.config.image_token_id
+        positions = tuple(position for position, i in enumerate(ids) if i == token)
+        if token is None and images:
+            raise EngineError("this model reads text only", hint="leave the images out, or take a model for them")
+        if len(positions) != len(images):
+            raise EngineError(f"the prompt has {len(positions)} image tokens and {len(images)} images")
+        if len(images) > self.max_images:
+            raise EngineError(
+                f"the prompt has {len(images)} images; {self.max_images} is the most", hint="raise max_images"
+            )
+        return images, positions
 
     def _check_token_ids(self, params: SamplingParams) -> None:
         for name, ids in (

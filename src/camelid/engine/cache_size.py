@@ -33,12 +33,20 @@ def cache_capacity(
     if cache_bytes is not None:
         cache_tokens = cache_bytes // bytes_per_token
     elif cache_tokens is None:
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-        else:
-            free = available_memory() or ASSUMED_MEMORY
-        cache_tokens = int(free * MEMORY_SHARE) // bytes_per_token
+        cache_tokens = int(free_memory(device) * MEMORY_SHARE) // bytes_per_token
     return cache_tokens // block_size * block_size
+
+
+def images_in_memory(bytes_per_image: int, device: torch.device) -> int:
+    """Images whose keys and values fit into half the cache's share, at least one; 0 if the model reads none."""
+    return max(int(free_memory(device) * MEMORY_SHARE / 2) // bytes_per_image, 1) if bytes_per_image else 0
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory() or ASSUMED_MEMORY
 
 
 def checked_context(max_context: int | None, positions: int, capacity: int) -> int:

@@ -12,7 +12,7 @@ from camelid.base.errors import ContextLengthError, EngineError, did_you_mean
 from camelid.engine.admission import Admission
 from camelid.engine.block_manager import BlockManager
 from camelid.engine.cache_file import restore_cache, save_cache
-from camelid.engine.cache_size import allocate_cache, cache_capacity, checked_context
+from camelid.engine.cache_size import allocate_cache, cache_capacity, checked_context, images_in_memory
 from camelid.engine.kv_cache import CACHES, PagedContext, PagedKVCache
 from camelid.engine.model_runner import ModelRunner
 from camelid.engine.params import SamplingParams
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from camelid.engine.speculate import Proposer
     from camelid.engine.vocabulary import Vocabulary
     from camelid.model.base import LanguageModel
+    from camelid.model.image_memory import PromptImage
     from camelid.model.lora import LoraAdapter
 
 
@@ -93,6 +94,8 @@ class Engine(Generator):
         max_batch_tokens: tokens per forward pass; longer prompts run in chunks. More is quicker on a big device, fewer
             keeps running replies fluent while a long prompt arrives. Default: 512 on a CPU, else 4096.
         max_sequences: sequences that run at one time; more wait.
+        max_images: images of running sequences together, whose keys and values are held. Default: as many as fit into
+            an eighth of the free memory, but at least one.
         batch_invariant: compute each reply to the same bits whatever runs beside it, at a cost (docs/decisions/0010).
         num_drafts: tokens that are guessed ahead per step and checked together; 0: none. Replies stay the same.
         draft_model: who guesses, a smaller model of the same vocabulary; None: what followed the same words before.
@@ -115,6 +118,7 @@ class Engine(Generator):
         block_size: int = 16,
         max_batch_tokens: int | None = None,
         max_sequences: int = 64,
+        max_images: int | None = None,
         batch_invariant: bool = False,
         num_drafts: int = 0,
         draft_model: LanguageModel | None = None,
@@ -124,7 +128,8 @@ class Engine(Generator):
         sizes = {"block_size": block_size, "max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
         if num_drafts < 0:
             raise EngineError(f"num_drafts must be 0 or more, not {num_drafts}", where="num_drafts")
-        for name, size in {**sizes, "max_context": max_context, "cache_tokens": cache_tokens}.items():
+        sizes |= {"max_context": max_context, "cache_tokens": cache_tokens, "max_images": max_images}
+        for name, size in sizes.items():
             if size is not None and size < 1:
                 raise EngineError(f"{name} must be at least 1, not {size}", where=name)
         self.model = model
@@ -150,14 +155,20 @@ class Engine(Generator):
 
         num_blocks = min(capacity // block_size, -(-(max_context or positions) // block_size) * max_sequences)
         self._blocks = BlockManager(num_blocks, block_size)
+        per_image = model.config.kv_elements_per_image * self.dtype.itemsize
+        self.max_images = max_images or images_in_memory(per_image, self.device)
+        """Images that a sequence may have."""
         self._scheduler = Scheduler(
             self._blocks,
             max_batch_tokens=self.max_batch_tokens,
             max_sequences=max_sequences,
+            max_images=self.max_images,
             num_drafts=num_drafts or (DEFAULT_DRAFTS if draft_model is not None else 0),
         )
         self._proposer = self._new_proposer(draft_model)
         self._adapters = Adapters(model)
+        if batch_invariant and model.config.image_token_id is not None:
+            raise EngineError("what a model reads of images rounds with the batch", where="batch_invariant")
         if batch_invariant and any(isinstance(m, Matrix) and m.packed is not None for m in model.modules()):
             raise EngineError(
                 "products with packed weights round with the batch",
@@ -167,7 +178,9 @@ class Engine(Generator):
         cache = self._allocate(num_blocks, cache_kind)
         self._runner = ModelRunner(model, cache, self._adapters, invariant=batch_invariant)
         self._num_reused_tokens = self._num_drafts = self._num_accepted = 0
-        self._admission = Admission(model.config, self.max_context, self.stop_ids, vocabulary, self._adapters)
+        self._admission = Admission(
+            model.config, self.max_context, self.stop_ids, vocabulary, self._adapters, self.max_images
+        )
         self._sequences: dict[int, Sequence] = {}
         """The unfinished requests."""
         self._inboxes: dict[int, list[StepOutput]] = {}
@@ -176,16 +189,28 @@ class Engine(Generator):
         """Outputs for `step` to return."""
 
     def add(
-        self, prompt_ids: Iterable[int], params: SamplingParams | None = None, *, request_id: int | None = None
+        self,
+        prompt_ids: Iterable[int],
+        params: SamplingParams | None = None,
+        *,
+        images: Iterable[PromptImage] = (),
+        request_id: int | None = None,
     ) -> int:
         """Queue a prompt and return its request id, a fresh one unless given.
 
+        Args:
+            prompt_ids: token ids.
+            params: how to go on; greedily by default.
+            images: those that the prompt's image tokens stand for, in order, as the model's image reader prepares them.
+            request_id: a number that no unfinished request has.
+
         Raises:
             ContextLengthError: the prompt leaves no room for a reply.
-            EngineError: an empty prompt, an id outside the vocabulary, or a request id in use.
+            EngineError: an empty prompt, an id outside the vocabulary, more or fewer images than image tokens, or a
+                request id in use.
             SamplingError: `params.n` is not 1; see `SamplingParams.samples`.
         """
-        sequence = self._admission.sequence(prompt_ids, params or SamplingParams(), request_id)
+        sequence = self._admission.sequence(prompt_ids, params or SamplingParams(), request_id, images=images)
         self._enqueue(sequence)
         return sequence.request_id
 
@@ -209,9 +234,14 @@ class Engine(Generator):
             self._finish(sequence, StepOutput(request_id, (), "cancelled"))
 
     def generate(
-        self, prompts: Iterable[Iterable[int]], params: SamplingParams | Iterable[SamplingParams]
+        self,
+        prompts: Iterable[Iterable[int]],
+        params: SamplingParams | Iterable[SamplingParams],
+        *,
+        images: Iterable[Iterable[PromptImage]] | None = None,
     ) -> list[Completion]:
-        """One completion per prompt, in order, or `n` of each; one `params` for all prompts, or one each.
+        """One completion per prompt, in order, or `n` of each; one `params` for all prompts, or one each;
+        the images of each, if any has some.
 
         Raises:
             ContextLengthError: as for `add`; nothing has run then.
@@ -222,9 +252,12 @@ class Engine(Generator):
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise EngineError(f"{len(prompts)} prompts need as many sampling settings, or one for all, not {len(each)}")
+        of_each = [()] * len(prompts) if images is None else [tuple(own) for own in images]
+        if len(of_each) != len(prompts):
+            raise EngineError(f"{len(prompts)} prompts need as many lists of images, not {len(of_each)}")
         sequences = [
-            self._admission.sequence(prompt, sample_params)
-            for prompt, p in zip(prompts, each, strict=True)
+            self._admission.sequence(prompt, sample_params, images=own)
+            for prompt, p, own in zip(prompts, each, of_each, strict=True)
             for sample_params in p.samples()
         ]
         try:
@@ -277,7 +310,7 @@ class Engine(Generator):
         return list(self._adapters.names)
 
     @torch.inference_mode()
-    def logits(self, ids: Iterable[int]) -> Tensor:
+    def logits(self, ids: Iterable[int], *, images: Iterable[PromptImage] = ()) -> Tensor:
         """Scores of every next token along a sequence, fp32 [S, V]; computed in chunks, outside the engine's cache.
 
         Raises:
@@ -286,7 +319,7 @@ class Engine(Generator):
         """
         ids = self._admission.checked(ids)
         logits_SV = torch.empty(len(ids), self.model.config.vocab_size, device=self.device, dtype=torch.float32)
-        for start, hidden_SE in self._hidden(ids):
+        for start, hidden_SE in self._hidden(ids, images):
             logits_SV[start : start + len(hidden_SE)] = self.model.logits(hidden_SE)
         return logits_SV
 
@@ -299,18 +332,20 @@ class Engine(Generator):
         """
         return torch.cat([hidden_SE.float() for _, hidden_SE in self._hidden(self._admission.checked(ids))])
 
-    def _hidden(self, ids: list[int]) -> Iterator[tuple[int, Tensor]]:
+    def _hidden(self, ids: list[int], images: Iterable[PromptImage] = ()) -> Iterator[tuple[int, Tensor]]:
         """First position and hidden states of one chunk after another."""
         if len(ids) > self.model.config.max_position_embeddings:
             raise ContextLengthError(
                 f"{len(ids)} tokens are more than the model's context of {self.model.config.max_position_embeddings}",
                 hint="score the text in pieces",
             )
+        images, positions = self._admission.checked_images(ids, images)
+        memory = self.model.image_memory(images, positions) if images else None
         cache = self._allocate(self._blocks.num_blocks_for(len(ids)))
         block_table = list(range(cache.num_blocks))
         for start in range(0, len(ids), self.max_batch_tokens):
             chunk = ids[start : start + self.max_batch_tokens]
-            context = PagedContext(cache, [len(chunk)], [start], [block_table])
+            context = PagedContext(cache, [len(chunk)], [start], [block_table], [memory])
             yield start, self._runner.hidden(chunk, context)
 
     def save_cache(self, path: Path) -> int:

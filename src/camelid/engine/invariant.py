@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from camelid.engine.kv_cache import PagedKVCache, Rows, Span
     from camelid.model.attention import Reach
+    from camelid.model.image_memory import ImageMemory
 
 ROWS = 4
 """Rows of a product are padded to multiples of this."""
@@ -50,8 +51,9 @@ class InvariantContext(PagedContext):
         query_lens: Sequence[int],
         cached_lens: Sequence[int],
         block_tables: Sequence[list[int]],
+        memories: Sequence[ImageMemory | None] | None = None,
     ) -> None:
-        super().__init__(cache, query_lens, cached_lens, block_tables)
+        super().__init__(cache, query_lens, cached_lens, block_tables, memories)
         self._num_tokens = len(self.positions)
         self.positions = F.pad(self.positions, (0, num_padded(self._num_tokens) - self._num_tokens))
 
@@ -81,7 +83,7 @@ class InvariantContext(PagedContext):
         num_tiles = -(-num_queries // TILE)
         num_blocks = -(-(position + num_queries) // BLOCK)
         slots = self._slots_of(span, num_blocks * BLOCK)
-        k_KJLD, v_KJLD = (x[slots].unflatten(0, (num_blocks, BLOCK)).permute(2, 0, 1, 3) for x in (keys, values))
+        k_KJLD, v_KJLD = (x[slots].view(num_blocks, BLOCK, -1, dim).permute(2, 0, 1, 3) for x in (keys, values))
         num_kv = k_KJLD.shape[0]
         group = num_heads // num_kv
         q = F.pad(q_SHD, (0, 0, 0, 0, 0, num_tiles * TILE - num_queries))

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from camelid.model.attention import AttentionContext, PackedContext, causal_attention, visible_keys
+from camelid.model.image_memory import image_reads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from camelid.model.attention import Reach
     from camelid.model.base import ModelConfig
+    from camelid.model.image_memory import ImageMemory
 
 LONG = 1024
 """Decoding sequences of at least so many tokens attend one by one on a CPU. Per layer with 8 sequences, 9 query and 3
@@ -49,7 +51,7 @@ class PagedKVCache:
         self.device = device
         self.dtype = dtype
         shape = (num_blocks * block_size, config.num_key_value_heads, config.head_dim)
-        layers = range(config.num_hidden_layers)
+        layers = range(config.num_cached_layers)
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
 
@@ -163,6 +165,7 @@ class PagedContext(AttentionContext):
         query_lens: tokens of each sequence that run now; they sum to T.
         cached_lens: tokens of each sequence that the cache holds already.
         block_tables: blocks of each sequence, enough for both.
+        memories: what each sequence has of images; left out: nobody has any.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class PagedContext(AttentionContext):
         query_lens: Sequence[int],
         cached_lens: Sequence[int],
         block_tables: Sequence[list[int]],
+        memories: Sequence[ImageMemory | None] | None = None,
     ) -> None:
         self._cache = cache
         spans: list[Span] = []
@@ -186,6 +190,7 @@ class PagedContext(AttentionContext):
         """Position of each token in its own sequence, int64 [T]."""
         self._slots = _slots_to_write(spans, cache)
         self._spans = spans
+        self.images = image_reads([range(span.cached_len, span.total) for span in spans], memories)
         self._routes: dict[Reach | None, list[_Route]] = {None: _routes(spans, cache)}
 
     def attend(

@@ -43,11 +43,16 @@ class ModelRunner:
         Returns:
             Logits fp32 [B, V]: for each chunk whose `is_last` holds a row, and a row behind each of its guesses.
         """
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.images and sequence.memory is None:
+                sequence.memory = self.model.image_memory(sequence.images, sequence.image_positions)
         context = (InvariantContext if self.invariant else PagedContext)(
             self.cache,
             [chunk.length + len(chunk.drafts) for chunk in chunks],
             [chunk.start for chunk in chunks],
             [chunk.sequence.block_table for chunk in chunks],
+            [chunk.sequence.memory for chunk in chunks],
         )
         with self.adapters.applied(
             [(chunk.sequence.params.adapter, chunk.length + len(chunk.drafts)) for chunk in chunks]

@@ -37,12 +37,22 @@ class Scheduler:
         blocks: the cache's blocks.
         max_batch_tokens: tokens per step, of all sequences together.
         max_sequences: sequences that hold cache blocks at one time.
+        max_images: images of these sequences together; each sequence has fewer or as many.
         num_drafts: guesses that a decoding sequence may have checked in a step, where tokens and blocks are to spare.
     """
 
-    def __init__(self, blocks: BlockManager, *, max_batch_tokens: int, max_sequences: int, num_drafts: int = 0) -> None:
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        max_batch_tokens: int,
+        max_sequences: int,
+        max_images: int = 0,
+        num_drafts: int = 0,
+    ) -> None:
         self.blocks = blocks
         self.num_drafts = num_drafts
+        self.max_images = max_images
         self.max_batch_tokens = max_batch_tokens
         self.max_sequences = max_sequences
         self.waiting: list[Sequence] = []
@@ -60,6 +70,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, which must fit into the cache alone at its full length."""
+        assert len(sequence.images) <= self.max_images
         assert self.blocks.num_blocks_for(sequence.max_length) <= self.blocks.num_blocks
         owner = sequence.owner
         turn = max(self._turn, self._last_turns.get(owner, self._turn - 1) + 1)
@@ -136,7 +147,7 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> bool:
         """Let a waiting sequence run, from what the cache remembers of it; False if there is no room."""
         # Places and blocks are taken only from sequences of greater rank.
-        while len(self.running) >= self.max_sequences or not self._reserve(sequence):
+        while not (self._has_place(sequence) and self._reserve(sequence)):
             assert self.running, "a sequence that runs alone fits into the cache"
             if self.running[-1].rank < sequence.rank:
                 return False
@@ -150,6 +161,12 @@ class Scheduler:
                 if others is None or sequence.rank < others.rank:
                     self._computing[key] = sequence
         return True
+
+    def _has_place(self, sequence: Sequence) -> bool:
+        """Whether one more sequence, and its images, may run."""
+        if sequence.images and sum(len(s.images) for s in (*self.running, sequence)) > self.max_images:
+            return False
+        return len(self.running) < self.max_sequences
 
     def _reserve(self, sequence: Sequence) -> bool:
         """Blocks for all the tokens of a sequence that has none, shared as far as they can be."""
@@ -198,3 +215,4 @@ class Scheduler:
                 del self._computing[key]
         self.blocks.release(sequence.block_table)
         sequence.num_computed = sequence.num_remembered = sequence.num_draft_computed = 0
+        sequence.memory = None

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from camelid.engine.params import SamplingParams
     from camelid.engine.protocol import TokenLogprob
     from camelid.engine.vocabulary import BannedText
+    from camelid.model.image_memory import ImageMemory, PromptImage
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +40,12 @@ class Sequence:
     """Its place among its owner's requests and everybody's turns. Set by the scheduler, as is the next."""
     rank: tuple[int, int] = (0, 0)
     """The scheduler's order: the least runs first."""
+    images: tuple[PromptImage, ...] = ()
+    """Of the prompt, in the order of their tokens."""
+    image_positions: tuple[int, ...] = ()
+    """Of their tokens."""
+    memory: ImageMemory | None = None
+    """What the model read of the images; None until the sequence runs, and again once it is preempted."""
     banned_texts: tuple[BannedText, ...] = ()
     dry_breakers: frozenset[int] = frozenset()
     grammar: Grammar | None = None
@@ -71,6 +78,11 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def images_digest(self) -> bytes:
+        """What the cache depends on beside tokens, the first ones included: blocks may be shared where it is equal."""
+        return b"".join(image.digest for image in self.images)
 
     @property
     def adjusts_logits(self) -> bool:

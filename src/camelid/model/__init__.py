@@ -15,6 +15,7 @@ ARCHITECTURES: Registry[type[LanguageModel]] = Registry(
     {
         "llama": "camelid.model.llama:Llama",
         "llama4_text": "camelid.model.llama4:Llama4",
+        "mllama": "camelid.model.mllama:Mllama",
         "opt": "camelid.model.opt:OPT",
     },
 )

@@ -21,11 +21,14 @@ from torch.nn import functional as F
 
 from camelid.kernels.attention import attention_runs_on, packed_attention
 from camelid.kernels.flash import flash_attention, flash_runs_on, layout
+from camelid.model.image_memory import ImageReads, image_reads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from camelid.model.image_memory import ImageMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,9 @@ Reach = Window | Chunks
 class AttentionContext(ABC):
     """Where the T tokens of one forward pass belong."""
 
+    images: ImageReads | None = None
+    """How tokens attend to the images of their sequence; None: no sequence has any."""
+
     @abstractmethod
     def attend(
         self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float, reach: Reach | None = None
@@ -94,10 +100,18 @@ class PackedContext(AttentionContext):
     Args:
         lengths: tokens of each sequence; they sum to T.
         device: where the tokens are. On a CUDA device, 16-bit heads of all sequences then attend in one call.
+        images: what each sequence has of images, None where it has none; left out: nobody has any.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | None = None,
+        *,
+        images: Sequence[ImageMemory | None] | None = None,
+    ) -> None:
         self.lengths = tuple(lengths)
+        self.images = image_reads([range(length) for length in lengths], images)
         self._device = device
         self._layout = layout(self.lengths, device) if device is not None and device.type == "cuda" else None
         self._pieces: dict[Chunks, PackedContext] = {}

@@ -10,9 +10,13 @@ from torch import nn
 from camelid.model.config import ModelConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from camelid.model.attention import AttentionContext
+    from camelid.model.image_memory import ImageMemory, PromptImage
+    from camelid.model.image_reader import ImageReader
     from camelid.model.linear import Matrix
 
 __all__ = ["LanguageModel", "ModelConfig"]
@@ -30,6 +34,9 @@ class LanguageModel(nn.Module, ABC):
 
     config_class: ClassVar[type[ModelConfig]]
     """Reads the `config.json` of this architecture: `config_class.from_hf(settings)`."""
+
+    image_reader_class: ClassVar[type[ImageReader] | None] = None
+    """Prepares images for `image_memory`; None: the model reads text only."""
 
     config: ModelConfig
 
@@ -51,6 +58,15 @@ class LanguageModel(nn.Module, ABC):
     def logits(self, hidden_TE: Tensor) -> Tensor:
         """Scores over the vocabulary, fp32 [T, V]."""
         return self.output_matrix.multiply(hidden_TE).float()
+
+    def image_memory(self, images: Sequence[PromptImage], positions: Sequence[int]) -> ImageMemory:
+        """What the layers that attend to images read of one sequence's: for `AttentionContext.images`.
+
+        Args:
+            images: as `image_reader_class` prepares them.
+            positions: of each image's token in the sequence, ascending.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads text only")
 
     @classmethod
     @abstractmethod

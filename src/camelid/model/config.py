@@ -85,9 +85,29 @@ class ModelConfig(ABC):
         return self.num_parameters * BYTES_PER_ELEMENT[dtype]
 
     @property
+    def num_embeddings(self) -> int:
+        """Token ids that the model reads; more than it writes, where some stand for what is no text."""
+        return self.vocab_size
+
+    @property
+    def num_cached_layers(self) -> int:
+        """Layers that keep keys and values of the tokens, numbered from 0 when they attend."""
+        return self.num_hidden_layers
+
+    @property
+    def image_token_id(self) -> int | None:
+        """The token that stands for an image in a prompt; None: the model reads text only."""
+        return None
+
+    @property
+    def kv_elements_per_image(self) -> int:
+        """Numbers that an image leaves for the layers that attend to it."""
+        return 0
+
+    @property
     def kv_elements_per_token(self) -> int:
-        """Numbers that one token leaves in the cache: its keys and values in all layers."""
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+        """Numbers that one token leaves in the cache: its keys and values in all layers that keep them."""
+        return 2 * self.num_cached_layers * self.num_key_value_heads * self.head_dim
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes of keys and values that one token leaves in the cache."""

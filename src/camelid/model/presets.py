@@ -21,6 +21,7 @@ from typing import Final
 
 from camelid.model.llama4_config import Llama4Config
 from camelid.model.llama_config import LlamaConfig
+from camelid.model.mllama_config import MllamaConfig, MllamaVisionConfig
 from camelid.model.opt_presets import OPT_PRESETS
 from camelid.model.preset import Preset, family
 from camelid.model.rope import Llama3Rope, RopeParameters
@@ -126,6 +127,33 @@ LLAMA_3_2_1B: Final = replace(
 LLAMA_3_2_3B: Final = replace(
     LLAMA_3_2_1B, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128
 )
+LLAMA_3_2_11B_VISION: Final = MllamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=40,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    cross_attention_layers=tuple(range(3, 40, 5)),
+    rope_parameters=LLAMA_3_1_8B.rope_parameters,
+    dtype="bfloat16",
+)
+LLAMA_3_2_90B_VISION: Final = replace(
+    LLAMA_3_2_11B_VISION,
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_hidden_layers=100,
+    num_attention_heads=64,
+    head_dim=128,
+    cross_attention_layers=tuple(range(3, 100, 5)),
+    vision=MllamaVisionConfig(image_size=560),
+)
+
+
+def _instructed(base: MllamaConfig) -> MllamaConfig:
+    return replace(base, vision=MllamaVisionConfig(image_size=560), eos_token_id=(128001, 128008, 128009))
+
+
 LLAMA_4_SCOUT: Final = Llama4Config(
     vocab_size=202048,
     hidden_size=5120,
@@ -290,6 +318,23 @@ PRESETS: dict[str, Preset] = {
         {
             "llama-3.2-1b": (LLAMA_3_2_1B, "meta-llama/Llama-3.2-1B"),
             "llama-3.2-3b": (LLAMA_3_2_3B, "meta-llama/Llama-3.2-3B"),
+        },
+    ),
+    **family(
+        "Llama 3.2 Vision",
+        "2024-09",
+        LLAMA_3_2_LICENCE,
+        {
+            "llama-3.2-11b-vision": (LLAMA_3_2_11B_VISION, "meta-llama/Llama-3.2-11B-Vision"),
+            "llama-3.2-11b-vision-instruct": (
+                _instructed(LLAMA_3_2_11B_VISION),
+                "meta-llama/Llama-3.2-11B-Vision-Instruct",
+            ),
+            "llama-3.2-90b-vision": (LLAMA_3_2_90B_VISION, "meta-llama/Llama-3.2-90B-Vision"),
+            "llama-3.2-90b-vision-instruct": (
+                _instructed(LLAMA_3_2_90B_VISION),
+                "meta-llama/Llama-3.2-90B-Vision-Instruct",
+            ),
         },
     ),
     **family(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, cast
@@ -38,6 +39,8 @@ MOST_BYTES = 1 << 30
 """That any part of the probe takes, or an eighth of the free memory if that is less."""
 MOST_UPDATED = 8 << 20
 """Parameters that AdamW is timed on: with gradient and state past any cache."""
+NEWTON_SCHULZ_STEPS = 5
+"""Of Muon."""
 PROBE_VOCAB = 256
 FEWEST_TOKENS = 128
 TRIAL_TOKENS = 256
@@ -205,13 +208,26 @@ def _update(config: ModelConfig, probed: Any, workload: Workload, clock: _Clock,
     if workload.optimizer == "adamw":
         return (clip + step) * num_parameters / num_timed
     layer = [p for p in _layers(_model(replace(probed, num_hidden_layers=1), device)).parameters() if p.ndim == 2]
-    for p in layer:
-        p.grad = torch.full_like(p, 1e-3)
-    muon = torch.optim.Muon(layer, lr=1e-6, adjust_lr_fn="match_rms_adamw")
-    (one_layer,) = clock.medians(OTHER_SECONDS, muon.step)
+    (one_layer,) = clock.medians(OTHER_SECONDS, _orthogonaliser(layer))
     in_layers = config.num_hidden_layers * _layer_parameters(config)
     scale = in_layers / sum(p.numel() for p in layer)
     return clip * num_parameters / num_timed + step * (num_parameters - in_layers) / num_timed + one_layer * scale
+
+
+def _orthogonaliser(layer: Sequence[torch.Tensor]) -> Callable[[], None]:
+    """The operations of the trainer's Muon on one layer's matrices, which this room may not import, in its order."""
+    shapes = Counter(tuple(sorted(p.shape)) for p in layer)
+    dtype = torch.float32 if layer[0].device.type == "cpu" else torch.bfloat16
+    wide = [_filled((count, *shape), layer[0].device).to(dtype) for shape, count in shapes.items()]
+
+    def update() -> None:
+        for x_BMN in wide:
+            for _ in range(NEWTON_SCHULZ_STEPS):
+                gram_BMM = x_BMN @ x_BMN.mT
+                pull_BMM = torch.baddbmm(gram_BMM, gram_BMM, gram_BMM)
+                torch.baddbmm(x_BMN, pull_BMM, x_BMN)
+
+    return update
 
 
 def _forward_backward(model: LanguageModel, lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:

@@ -115,8 +115,10 @@ def plan_training(config: ModelConfig, workload: Workload) -> TrainingPlan:
         workload: what is trained on, and where.
 
     Raises:
-        ConfigError: there is no such device, neither here nor in the table.
+        ConfigError: there is no such device, neither here nor in the table; or the model reads images.
     """
+    if config.image_token_id is not None:
+        raise ConfigError("the training of a model that reads images cannot be planned yet", where=config.model_type)
     if workload.device in DEVICES:
         return _plan_elsewhere(config, workload, DEVICES[workload.device])
     return _plan_here(config, workload)

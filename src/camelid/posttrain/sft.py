@@ -99,7 +99,7 @@ def sft(recipe: SftRecipe, run_folder: Path) -> TrainResult:
         RecipeError: the run folder belongs to another recipe, or the recipe is impossible.
         TrainingError: training cannot go on.
     """
-    from camelid.checkpoint import open_checkpoint
+    from camelid.checkpoint import model_config, open_checkpoint
     from camelid.checkpoint.catalogue import resolve
     from camelid.llm import check_tokenizer_fits
     from camelid.tokenizer.chat import chat_format_for
@@ -109,7 +109,7 @@ def sft(recipe: SftRecipe, run_folder: Path) -> TrainResult:
     path = resolve(str(recipe.model))
     with closing(open_checkpoint(path)) as checkpoint:
         tokenizer = checkpoint.load_tokenizer()
-        check_tokenizer_fits(tokenizer, checkpoint.config["vocab_size"], where=checkpoint.path)
+        check_tokenizer_fits(tokenizer, model_config(checkpoint).num_embeddings, where=checkpoint.path)
         chat = chat_format_for(tokenizer, template=checkpoint.chat_template, name=recipe.chat_format)
         batches = _batches(recipe, recipe.data.sources, chat)
         print(f"conversations: {batches.report}", file=sys.stderr)
@@ -117,7 +117,7 @@ def sft(recipe: SftRecipe, run_folder: Path) -> TrainResult:
         if validation is not None:
             print(f"validation: {validation.report}", file=sys.stderr)
         model = trainable_model(checkpoint, device)
-        configured = {"eos_token_id": checkpoint.config.get("eos_token_id"), **checkpoint.generation_config}
+        configured = {"eos_token_id": checkpoint.stated("eos_token_id"), **checkpoint.generation_config}
     check_positions(recipe.data.sequence_length, model.config)
     facts = recipe.model_dump(mode="json", exclude_none=True, exclude=_derived(recipe))
     companions = Companions(

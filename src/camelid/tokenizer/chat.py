@@ -31,6 +31,8 @@ class Rendered:
 
     ids: list[int]
     make_mask: Callable[[], list[bool]] = field(repr=False, compare=False)
+    images: tuple[object | None, ...] = ()
+    """What shows the images that the conversation's image tokens stand for, in order and unopened."""
 
     @cached_property
     def mask(self) -> list[bool]:
@@ -95,6 +97,8 @@ class NativeFormat(ChatFormat):
 
     variables: ClassVar[frozenset[str]] = frozenset()
     """Names of the template variables that `spans` takes."""
+    shows_images: ClassVar[bool] = False
+    """Whether `spans` has a place for images."""
     marks: ClassVar[frozenset[str]] = frozenset()
     """Control tokens that only models of this format have; the format needs all of them."""
 
@@ -128,6 +132,12 @@ class NativeFormat(ChatFormat):
                 raise ChatFormatError(
                     f"the {self.name} format has no place for {message.unknown_fields[0]!r}", where=f"messages[{index}]"
                 )
+            if message.images and not self.shows_images:
+                raise ChatFormatError(
+                    f"the {self.name} format has no place for images",
+                    where=f"messages[{index}]",
+                    hint="talk to a model that reads them",
+                )
         for name in variables.keys() - self.variables:
             raise ChatFormatError(
                 f"the {self.name} format has no variable {name!r}", hint=did_you_mean(name, self.variables)
@@ -135,7 +145,7 @@ class NativeFormat(ChatFormat):
         spans = self.spans(conversation, check_tools(tools), add_generation_prompt, **variables)
         stretches = encode_spans(self.tokenizer, spans)
         ids = [token_id for stretch in stretches for token_id in stretch.ids]
-        return Rendered(ids, lambda: loss_mask(self.tokenizer, stretches))
+        return Rendered(ids, lambda: loss_mask(self.tokenizer, stretches), image_sources(conversation))
 
     def control(self, spelling: str, *, learned: bool = False) -> Span:
         """The span of a control token.
@@ -149,6 +159,11 @@ class NativeFormat(ChatFormat):
                 f"the {self.name} format needs the control token {spelling}, which the vocabulary lacks"
             )
         return Span(spelling, token, learned)
+
+
+def image_sources(conversation: Sequence[Message]) -> tuple[object | None, ...]:
+    """What shows the images of a conversation, in order."""
+    return tuple(image.source for message in conversation for image in message.images)
 
 
 CHAT_FORMATS: Registry[type[NativeFormat]] = Registry(

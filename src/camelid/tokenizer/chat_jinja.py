@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from camelid.base.errors import ChatFormatError, did_you_mean
-from camelid.tokenizer.chat import ChatFormat, Rendered
+from camelid.tokenizer.chat import ChatFormat, Rendered, image_sources
+from camelid.tokenizer.chat_images import IMAGE_TOKEN
 from camelid.tokenizer.chat_messages import check_messages, check_tools, plain_json
 from camelid.tokenizer.chat_spans import (
     ControlTokens,
@@ -102,7 +103,13 @@ class JinjaFormat(ChatFormat):
         ids = None if rendering.markers.broken in text else self._ids_at_once(spans)
         if ids is None:
             ids = [token_id for stretch in encode_spans(self.tokenizer, spans) for token_id in stretch.ids]
-        return Rendered(ids, lambda: self._mask(rendering, text, ids))
+        places = sum(span.token is not None and span.text == IMAGE_TOKEN for span in spans)
+        if places != len(rendering.images):
+            raise ChatFormatError(
+                f"the conversation shows {len(rendering.images)} images and its template has a place for {places}",
+                hint="talk to a model that reads images" if not places else None,
+            )
+        return Rendered(ids, lambda: self._mask(rendering, text, ids), rendering.images)
 
     def _ids_at_once(self, spans: Sequence[Span]) -> list[int] | None:
         """Ids as transformers makes them, since a tokenizer may treat text beside control tokens in its own way.
@@ -125,7 +132,8 @@ class JinjaFormat(ChatFormat):
         known = self._template.variables() - RESERVED if variables else frozenset()
         for name in variables.keys() - known:
             raise ChatFormatError(f"the chat template reads no variable {name!r}", hint=did_you_mean(name, known))
-        conversation = [message.data for message in check_messages(messages)]
+        checked = check_messages(messages)
+        conversation = [message.data for message in checked]
         definitions = check_tools(tools) or None
         others = plain_json(variables, "template variables")
         markers = Markers.absent_from([self.template, *walk_strings([conversation, definitions, others])])
@@ -135,7 +143,8 @@ class JinjaFormat(ChatFormat):
         named = {"bos_token": special.bos, "eos_token": special.eos, "pad_token": special.pad, "unk_token": special.unk}
         fixed = {name: spellings[token] for name, token in named.items() if token in spellings}
         tools_and_others = {"tools": definitions, **others}
-        return _Rendering(broken, {**self._break_up(tools_and_others, markers), **fixed}, markers, datetime.now())
+        variables_and_fixed = {**self._break_up(tools_and_others, markers), **fixed}
+        return _Rendering(broken, variables_and_fixed, markers, datetime.now(), image_sources(checked))
 
     def _break_up(self, value: Any, markers: Markers) -> Any:
         if isinstance(value, str):
@@ -206,3 +215,4 @@ class _Rendering(NamedTuple):
     variables: Json
     markers: Markers
     now: datetime
+    images: tuple[object | None, ...]

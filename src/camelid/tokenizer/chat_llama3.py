@@ -1,4 +1,4 @@
-"""The chat format of Llama 3, 3.1, 3.2 and 3.3, with 3.1's JSON tool calls.
+"""The chat format of Llama 3, 3.1, 3.2 and 3.3, with 3.1's JSON tool calls and 3.2's images.
 
 Sources: ChatFormat of the Llama 3 release (llama/tokenizer.py), and of the llama-models package (models/llama3). They
 differ in one place: the first strips contents, the second does not. Here contents are stripped, because then the
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from camelid.base.errors import ChatFormatError
 from camelid.tokenizer.chat import NativeFormat
+from camelid.tokenizer.chat_images import IMAGE_TOKEN, Image
 from camelid.tokenizer.chat_spans import Span
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Llama3Format(NativeFormat):
     """
 
     name = "llama3"
+    shows_images = True
     variables: ClassVar[frozenset[str]] = frozenset({"date_string", "builtin_tools"})
     marks: ClassVar[frozenset[str]] = frozenset(
         {"<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}
@@ -69,7 +71,17 @@ class Llama3Format(NativeFormat):
 {%- endif %}
 {%- for message in messages[1 if has_system else 0:] %}
     {{- '<|start_header_id|>' + ('ipython' if message.role == 'tool' else message.role) + '<|end_header_id|>\\n\\n' }}
-    {%- if message.role != 'assistant' %}
+    {%- if message.role == 'user' and message.content is not string %}
+        {%- for part in message.content %}
+            {%- if part.type == 'image' %}
+                {{- '<|image|>' }}
+            {%- else %}
+                {%- set text = part.text.lstrip() if loop.first else part.text %}
+                {{- text.rstrip() if loop.last else text }}
+            {%- endif %}
+        {%- endfor %}
+        {{- '<|eot_id|>' }}
+    {%- elif message.role != 'assistant' %}
         {{- message.content.strip() + '<|eot_id|>' }}
     {%- else %}
         {%- generation %}
@@ -134,13 +146,24 @@ class Llama3Format(NativeFormat):
             if message.role == "assistant":
                 spans += self._reply(message, ipython, builtin, f"messages[{index}]")
             else:
-                spans += [Span(message.content.strip()), self.control("<|eot_id|>")]
+                spans += [*self._content(message), self.control("<|eot_id|>")]
         if add_generation_prompt:
             spans += self._header("assistant")
         return spans
 
     def _header(self, role: str) -> list[Span]:
         return [self.control("<|start_header_id|>"), Span(role), self.control("<|end_header_id|>"), Span("\n\n")]
+
+    def _content(self, message: Message) -> list[Span]:
+        """Texts and images; white space at the ends of the whole is dropped."""
+        spans, last = [], len(message.parts) - 1
+        for index, part in enumerate(message.parts):
+            if isinstance(part, Image):
+                spans.append(self.control(IMAGE_TOKEN))
+                continue
+            text = part.lstrip() if index == 0 else part
+            spans.append(Span(text.rstrip() if index == last else text))
+        return spans
 
     def _reply(self, message: Message, ipython: bool, builtin: Sequence[str], where: str) -> list[Span]:
         content = Span(message.content.strip(), learned=True)

@@ -4,6 +4,8 @@
      "tool_calls": [{"id": str, "type": "function", "function": {"name": str, "arguments": str | dict}}],
      "tool_call_id": str, "name": str}
 
+A user's content may have parts that show images, too: see `camelid.tokenizer.chat_images`.
+
 Whatever passes is rebuilt from plain JSON values, so a renderer never sees a caller's object or a later change to it.
 """
 
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from camelid.base.errors import ChatFormatError, did_you_mean
+from camelid.tokenizer.chat_images import Image, take_images
 
 ROLES = ("system", "user", "assistant", "tool")
 MAX_DEPTH = 64
@@ -43,13 +46,21 @@ class Message:
         role: one of `ROLES`.
         content: its text, "" where there is none (an assistant that only calls tools).
         tool_calls: the calls of an assistant's message.
-        data: the whole message as plain JSON, text parts joined and call arguments parsed: what a template sees.
+        data: the whole message as plain JSON, text parts joined and call arguments parsed: what a template sees. Where
+            the content shows images it stays a list of parts, as templates for them expect.
+        parts: the content as texts and images.
     """
 
     role: str
     content: str
     tool_calls: tuple[ToolCall, ...]
     data: Json
+    parts: tuple[str | Image, ...] = ()
+
+    @property
+    def images(self) -> list[Image]:
+        """Those that the message shows, in order."""
+        return [part for part in self.parts if isinstance(part, Image)]
 
     @property
     def unknown_fields(self) -> list[str]:
@@ -131,6 +142,9 @@ def plain_json(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def _check_message(message: Mapping[str, Any], where: str) -> Message:
+    if not isinstance(message, Mapping):
+        _refuse(f"a message is an object, not {_kind(message)}", where)
+    message, images = take_images(message, where)
     data = _object(message, where, "a message")
     role = data.get("role")
     if role not in ROLES:
@@ -143,8 +157,16 @@ def _check_message(message: Mapping[str, Any], where: str) -> Message:
     if data.get("tool_call_id") is not None and role != "tool":
         _refuse(f"a message of the {role} answers no tool call", where, 'only messages of the role "tool" do')
     calls = _check_tool_calls(data, where)
+    if images:
+        shown = iter(images)
+        parts = tuple(
+            next(shown) if part == {"type": "image"} else _part_text(part, f"{where}.content[{index}]")
+            for index, part in enumerate(data["content"])
+        )
+        content = "".join(part for part in parts if isinstance(part, str))
+        return Message(role, content, calls, data, parts)
     content = _check_content(data, where, required=not calls)
-    return Message(role, content, calls, data)
+    return Message(role, content, calls, data, (content,))
 
 
 def _check_content(data: Json, where: str, *, required: bool) -> str:

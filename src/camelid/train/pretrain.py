@@ -18,7 +18,14 @@ from camelid.base.runtime import pick_device
 from camelid.model.llama_config import LlamaConfig
 from camelid.model.presets import PRESETS
 from camelid.model.rope import RopeParameters
-from camelid.train.run_folder import TrainingData, check_positions, lineage_of, train_in, trainable_model
+from camelid.train.run_folder import (
+    TrainingData,
+    check_positions,
+    check_reads_text,
+    lineage_of,
+    train_in,
+    trainable_model,
+)
 from camelid.train.settings import Count, TrainSettings
 
 if TYPE_CHECKING:
@@ -257,5 +264,6 @@ def config_from_scratch(choice: ModelSettings) -> ModelConfig:
             where="model.preset",
             hint=did_you_mean(choice.preset, PRESETS),
         )
+    check_reads_text(preset.config)
     config = preset.config.changed(dtype="float32")
     return config if choice.vocab_size is None else config.changed(vocab_size=choice.vocab_size)

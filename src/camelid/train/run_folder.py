@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from camelid.base.errors import RecipeError
+from camelid.base.errors import ConfigError, RecipeError
 from camelid.base.files import write_text
 from camelid.train.settings import RECIPE
 
@@ -79,12 +79,27 @@ def trainable_model(checkpoint: Checkpoint, device: torch.device) -> LanguageMod
     """
     import torch
 
-    from camelid.checkpoint import load_model
+    from camelid.checkpoint import load_model, model_config
 
+    check_reads_text(model_config(checkpoint))
     model = load_model(checkpoint, device=device, dtype=torch.float32)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
+
+
+def check_reads_text(config: ModelConfig) -> None:
+    """Refuse a model that reads images: its text alone would be trained, and its images forgotten.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if config.image_token_id is not None:
+        raise ConfigError(
+            "a model that reads images cannot be trained here yet",
+            where=config.model_type,
+            hint="train the text model that it grew from",
+        )
 
 
 def check_positions(sequence_length: int, config: ModelConfig) -> None:

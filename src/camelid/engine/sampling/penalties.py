@@ -25,7 +25,8 @@ def add_bias(logits_V: Tensor, bias: Sequence[tuple[int, float]]) -> None:
 
 def penalize_repetition(logits_V: Tensor, seen: Sequence[int], penalty: float) -> None:
     """Divide positive and multiply negative logits of tokens seen before, in place (Keskar et al. 2019, §4.1)."""
-    ids = torch.tensor(seen, device=logits_V.device)
+    # Tokens that only a prompt has (an image's) are never scored.
+    ids = torch.tensor([token for token in seen if token < len(logits_V)], dtype=torch.int64, device=logits_V.device)
     penalty = min(max(penalty, SMALLEST), LARGEST)
     logits = logits_V[ids]
     logits_V[ids] = torch.where(logits > 0, logits / penalty, logits * penalty)
@@ -66,7 +67,7 @@ def penalize_continuation(
     penalties = {
         token: min(multiplier * base ** min(length - allowed_length, MAX_EXPONENT), LARGEST)
         for token, length in repeated_lengths(token_ids, breakers).items()
-        if length >= allowed_length
+        if length >= allowed_length and token < len(logits_V)
     }
     if penalties:
         ids = torch.tensor(list(penalties), device=logits_V.device)
