@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from inspect import signature
 from operator import index
@@ -30,6 +30,7 @@ from camelid.base.errors import (
 )
 from camelid.base.fair_lock import FairLock
 from camelid.engine.params import SamplingParams
+from camelid.llm.reply import Chunk, Generation, Reply
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,14 +39,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from camelid.engine.engine import Engine
-    from camelid.engine.protocol import TokenLogprob
     from camelid.engine.vocabulary import Vocabulary
     from camelid.model.base import LanguageModel
     from camelid.model.image_files import ImageSource
     from camelid.model.image_memory import PromptImage
     from camelid.model.image_reader import ImageReader
-    from camelid.tokenizer import StreamDecoder, Tokenizer
+    from camelid.tokenizer import Tokenizer
     from camelid.tokenizer.chat import ChatFormat
+
+__all__ = ["LLM", "Chunk", "Generation", "Message", "Prompt", "check_tokenizer_fits", "load", "sampling_params"]
 
 Message: TypeAlias = Mapping[str, Any]
 """One message of OpenAI's schema: role, content, and what else the role has."""
@@ -58,35 +60,6 @@ Pooling: TypeAlias = Literal["mean", "last"]
 
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
 """JSON schemas of tools."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished reply."""
-
-    text: str
-    """Without control tokens and without the stop text that ended it."""
-    token_ids: list[int]
-    """What the model produced, without the token that ended it."""
-    finish_reason: str
-    """"stop": the model or a stop text ended it; "length": `max_tokens` or the context did."""
-    num_prompt_tokens: int
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    """One for each token, with `logprobs=True`."""
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    """One for each token of the prompt but the first, with `prompt_logprobs=…`."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of a reply that is being produced; the pieces' texts joined are the reply's text."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None = None
-    """None until the last piece."""
-    logprobs: tuple[TokenLogprob, ...] = ()
-    """One for each token, with `logprobs=True`."""
 
 
 def load(
@@ -183,7 +156,7 @@ class LLM:
         self.generation_config = dict(generation_config or {})
         self.preprocessor_config = dict(preprocessor_config or {})
         self._engine_options = _known_engine_options(engine_options)
-        self._replies: dict[int, _Reply] = {}
+        self._replies: dict[int, Reply] = {}
         self._forgotten: deque[int] = deque()
         """Requests that nobody waits for any more."""
         self._lock = FairLock()
@@ -466,7 +439,7 @@ class LLM:
             self._forget(request)
 
     def _run(self, batch: Sequence[_Prepared]) -> list[Generation]:
-        replies: dict[int, _Reply] = {}
+        replies: dict[int, Reply] = {}
         try:
             for prepared in batch:
                 request, reply = self._start(prepared)
@@ -502,14 +475,14 @@ class LLM:
         ids, places = self._encode(prompt, tools, len(images or ()))
         return _Prepared(ids, params, continuing, self._read_images(_filled(places, images or ())))
 
-    def _start(self, prepared: _Prepared) -> tuple[int, _Reply]:
-        reply = _Reply(self.tokenizer.stream(continuing=prepared.continuing), prepared.params)
+    def _start(self, prepared: _Prepared) -> tuple[int, Reply]:
+        reply = Reply(self.tokenizer.stream(continuing=prepared.continuing), prepared.params)
         with self._lock:
             request = self.engine.add(prepared.ids, prepared.params, images=prepared.images)
             self._replies[request] = reply
         return request, reply
 
-    def _step(self, reply: _Reply | None = None) -> None:
+    def _step(self, reply: Reply | None = None) -> None:
         """One step of the engine, unless this reply has something already; every open one gets its tokens."""
         with self._lock:
             if reply is not None and (reply.chunks or reply.finish_reason):
@@ -525,7 +498,7 @@ class LLM:
                     self.engine.cancel(output.request_id)
             self._cancel_forgotten()
 
-    def _forget_started(self, starting: asyncio.Future[tuple[int, _Reply]]) -> None:
+    def _forget_started(self, starting: asyncio.Future[tuple[int, Reply]]) -> None:
         """Forget a request whose task was cancelled while it was being queued."""
         if not starting.cancelled() and starting.exception() is None:
             self._forget(starting.result()[0])
@@ -552,72 +525,6 @@ class _Prepared:
     continuing: bool
     """Whether the reply goes on with the prompt's text."""
     images: list[PromptImage]
-
-
-class _Reply:
-    """Turns one request's token ids into text and watches for stop texts.
-
-    Text that may be the start of a stop text is held back until it is known not to be.
-    """
-
-    def __init__(self, decoder: StreamDecoder, params: SamplingParams) -> None:
-        self.text = ""
-        self.token_ids: list[int] = []
-        self.finish_reason: str | None = None
-        self.chunks: deque[Chunk] = deque()
-        self.error: CamelidError | None = None
-        self.logprobs: list[TokenLogprob] = []
-        self.prompt_logprobs: list[TokenLogprob] = []
-        self._stop = params.stop
-        self._min_tokens = params.min_tokens
-        self._decoder = decoder
-        self._held = ""
-
-    def extend(
-        self, token_ids: Sequence[int], finish_reason: str | None, logprobs: Sequence[TokenLogprob] = ()
-    ) -> bool:
-        """Take new tokens; whether a stop text ended the reply."""
-        stopped = False
-        taken: list[int] = []
-        for token_id in token_ids:
-            taken.append(token_id)
-            self._held += self._decoder.push(token_id)
-            is_long_enough = len(self.token_ids) + len(taken) >= self._min_tokens
-            if stopped := is_long_enough and self._cut_at_stop():
-                break
-        if finish_reason and not stopped:
-            self._held += self._decoder.flush()
-            stopped = self._cut_at_stop()
-        reason = "stop" if stopped else finish_reason
-        keep = 0 if reason else self._unsure()
-        text = self._held[: len(self._held) - keep]
-        self._held = self._held[len(text) :]
-        self.text += text
-        self.token_ids += taken
-        self.logprobs += logprobs[: len(taken)]
-        self.chunks.append(Chunk(text, taken, reason, tuple(logprobs[: len(taken)])))
-        self.finish_reason = reason  # last: another thread may be waiting for it
-        return stopped
-
-    def raise_error(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-    def _cut_at_stop(self) -> bool:
-        found = [index for index in (self._held.find(stop) for stop in self._stop) if index >= 0]
-        if not found:
-            return False
-        self._held = self._held[: min(found)]
-        return True
-
-    def _unsure(self) -> int:
-        """How many of the last characters may be the start of a stop text."""
-        longest = 0
-        for stop in self._stop:
-            for length in range(1, min(len(stop), len(self._held) + 1)):
-                if self._held.endswith(stop[:length]):
-                    longest = max(longest, length)
-        return longest
 
 
 def sampling_params(settings: Mapping[str, Any], base: SamplingParams | None = None) -> SamplingParams:
