@@ -30,6 +30,7 @@ from camelid.base.errors import (
 )
 from camelid.base.fair_lock import FairLock
 from camelid.engine.params import SamplingParams
+from camelid.llm.prompts import Message, Prompt, is_batch, is_conversation, is_texts, token_ids_of
 from camelid.llm.reply import Chunk, Generation, Reply
 
 if TYPE_CHECKING:
@@ -48,12 +49,6 @@ if TYPE_CHECKING:
     from camelid.tokenizer.chat import ChatFormat
 
 __all__ = ["LLM", "Chunk", "Generation", "Message", "Prompt", "check_tokenizer_fits", "load", "sampling_params"]
-
-Message: TypeAlias = Mapping[str, Any]
-"""One message of OpenAI's schema: role, content, and what else the role has."""
-
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
-"""Text to continue, token ids to continue, or a conversation to answer."""
 
 Pooling: TypeAlias = Literal["mean", "last"]
 """How the states of a text's tokens become one vector."""
@@ -243,8 +238,8 @@ class LLM:
                 assert ids[: len(start)] == start
                 ids[len(start) : len(start)] = [self._image_token_id] * num_images
             return ids, beside
-        if not _is_conversation(prompt):
-            return self._with_image_tokens(_token_ids(prompt)), beside
+        if not is_conversation(prompt):
+            return self._with_image_tokens(token_ids_of(prompt)), beside
         rendered = self.chat_format.render(prompt, tools=tools, add_generation_prompt=True)
         return self._with_image_tokens(rendered.ids), rendered.images
 
@@ -334,7 +329,7 @@ class LLM:
             CamelidError: images for a model that reads text only, for a batch, or more or fewer than have a place.
         """
         params = sampling_params(sampling if n is None else {**sampling, "n": n})
-        if not _is_batch(prompt):
+        if not is_batch(prompt):
             batch = [self._prepare(cast("Prompt", prompt), tools, params, images)]
         elif images is not None:
             raise CamelidError("images belong to one prompt", hint="in a batch, show them in the messages' content")
@@ -343,8 +338,8 @@ class LLM:
         replies = self._run([replace(one, params=sample) for one in batch for sample in params.samples()])
         per_prompt = [replies[start : start + params.n] for start in range(0, len(replies), params.n)]
         if n is None:
-            return replies if _is_batch(prompt) else replies[0]
-        return per_prompt if _is_batch(prompt) else per_prompt[0]
+            return replies if is_batch(prompt) else replies[0]
+        return per_prompt if is_batch(prompt) else per_prompt[0]
 
     def stream(
         self,
@@ -413,14 +408,14 @@ class LLM:
             raise CamelidError(f"pooling is 'mean' or 'last', not {pooling!r}", where="pooling")
         import torch
 
-        texts = cast("Sequence[Prompt]", text) if _is_texts(text) else [cast("Prompt", text)]
+        texts = cast("Sequence[Prompt]", text) if is_texts(text) else [cast("Prompt", text)]
         vectors: list[Tensor] = []
         for one in texts:
             with self._lock:
                 states_SE = self.engine.hidden_states(self.encode_prompt(one))
             vector_E = states_SE.mean(0) if pooling == "mean" else states_SE[-1]
             vectors.append(vector_E / vector_E.norm())
-        if not _is_texts(text):
+        if not is_texts(text):
             return vectors[0]
         return torch.stack(vectors) if vectors else torch.empty(0, self.model.config.hidden_size)
 
@@ -471,7 +466,7 @@ class LLM:
         images: Sequence[ImageSource] | None = None,
     ) -> _Prepared:
         # A reply in a conversation is a text of its own; what continues a text keeps the space that it starts with.
-        continuing = isinstance(prompt, str) or not _is_conversation(prompt)
+        continuing = isinstance(prompt, str) or not is_conversation(prompt)
         ids, places = self._encode(prompt, tools, len(images or ()))
         return _Prepared(ids, params, continuing, self._read_images(_filled(places, images or ())))
 
@@ -563,39 +558,3 @@ def _filled(places: Sequence[object | None], given: Sequence[object]) -> list[ob
         )
     rest = iter(given)
     return [next(rest) if place is None else place for place in places]
-
-
-def _is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-
-
-def _token_ids(prompt: object) -> list[int]:
-    ids = _checked(prompt)
-    try:
-        return [index(token_id) for token_id in ids]
-    except TypeError as error:
-        kinds = ", ".join(sorted({type(item).__name__ for item in ids}))
-        raise CamelidError(
-            f"a prompt is text, token ids or messages, not a {type(prompt).__name__} of {kinds}",
-            hint="ids are integers; only `generate` takes a list of prompts",
-        ) from error
-
-
-def _is_batch(prompt: object) -> bool:
-    if isinstance(prompt, str):
-        return False
-    prompts = _checked(prompt)
-    return len(prompts) == 0 or isinstance(prompts[0], Sequence)
-
-
-def _is_texts(text: object) -> bool:
-    return not isinstance(text, str) and (len(items := _checked(text)) == 0 or isinstance(items[0], str | Sequence))
-
-
-def _checked(prompt: object) -> Sequence[Any]:
-    if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Sequence):
-        raise CamelidError(
-            f"a prompt is text, token ids or messages, not {type(prompt).__name__}",
-            hint='for a tensor, pass ids.tolist(); for a message, pass [{"role": "user", "content": "…"}]',
-        )
-    return prompt
