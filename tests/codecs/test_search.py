@@ -17,12 +17,48 @@ from camelid.codecs import FORMATS
 from camelid.codecs.packed import PackedTensor
 
 GGML_ERRORS = {
-    "iq4_nl": {"gauss": 0.0764482, "heavy tails": 0.00263035, "shifted": 0.121987},
-    "q2_k": {"gauss": 0.295939, "heavy tails": 0.0097292, "shifted": 0.29615},
-    "q3_k": {"gauss": 0.1514, "heavy tails": 0.00518868, "shifted": 0.224164},
-    "q4_k": {"gauss": 0.0714281, "heavy tails": 0.0024559, "shifted": 0.0712681},
-    "q5_k": {"gauss": 0.0362677, "heavy tails": 0.00124216, "shifted": 0.0357829},
-    "q6_k": {"gauss": 0.0177675, "heavy tails": 0.000647203, "shifted": 0.0270329},
+    "iq4_nl": {
+        "gauss": 0.0764482,
+        "heavy tails": 0.00263035,
+        "shifted": 0.121987,
+        "once 4 bits": 0.0370383,
+        "one size": 0.056853,
+    },
+    "q2_k": {
+        "gauss": 0.295939,
+        "heavy tails": 0.0097292,
+        "shifted": 0.29615,
+        "once 4 bits": 0.136673,
+        "one size": 0.000244141,
+    },
+    "q3_k": {
+        "gauss": 0.1514,
+        "heavy tails": 0.00518868,
+        "shifted": 0.224164,
+        "once 4 bits": 0.0729882,
+        "one size": 0.1233,
+    },
+    "q4_k": {
+        "gauss": 0.0714281,
+        "heavy tails": 0.0024559,
+        "shifted": 0.0712681,
+        "once 4 bits": 0.00498882,
+        "one size": 0.000698251,
+    },
+    "q5_k": {
+        "gauss": 0.0362677,
+        "heavy tails": 0.00124216,
+        "shifted": 0.0357829,
+        "once 4 bits": 0.00734138,
+        "one size": 0.000455834,
+    },
+    "q6_k": {
+        "gauss": 0.0177675,
+        "heavy tails": 0.000647203,
+        "shifted": 0.0270329,
+        "once 4 bits": 0.00429079,
+        "one size": 0.00537382,
+    },
 }
 """Root mean square errors of ggml's quantisers (ggml-quants.c of llama-cpp-python 0.3.36, no importance matrix) on the
 weights of `sample`."""
@@ -37,6 +73,10 @@ def sample(kind: str) -> torch.Tensor:
         return torch.from_numpy(generator.standard_normal((64, 1024)).astype(np.float32))
     if kind == "heavy tails":
         return torch.from_numpy(generator.standard_t(4, (64, 1024)).astype(np.float32) * np.float32(0.02))
+    if kind == "once 4 bits":
+        return torch.from_numpy((generator.integers(0, 16, (64, 1024)) - 8).astype(np.float32) / 8)
+    if kind == "one size":
+        return torch.from_numpy(generator.integers(0, 2, (64, 1024)).astype(np.float32) * 2 - 1)
     return torch.from_numpy((generator.standard_normal((64, 1024)) + 1.5).astype(np.float32))
 
 
@@ -45,7 +85,7 @@ def unpacked(name: str, weight: torch.Tensor) -> torch.Tensor:
     return codec.unpack(codec.pack(weight))
 
 
-@pytest.mark.parametrize("kind", ["gauss", "heavy tails", "shifted"])
+@pytest.mark.parametrize("kind", ["gauss", "heavy tails", "shifted", "once 4 bits", "one size"])
 @pytest.mark.parametrize("name", GGML_ERRORS)
 def test_the_error_is_no_larger_than_ggmls(name: str, kind: str) -> None:
     weight = sample(kind)

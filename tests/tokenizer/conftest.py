@@ -35,7 +35,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def gguf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gguf")
-    for name in ("gpt-2", "llama-spm"):
+    for name in ("gpt-2", "llama-spm", "phi-3", "qwen2", "starcoder"):
         (folder / f"{name}.gguf").write_bytes(gzip.decompress((VECTORS / f"{name}.gguf.gz").read_bytes()))
     return folder
 

@@ -30,7 +30,7 @@ Merges = list[tuple[str, str]]
 
 def model_of(merges: Merges, *, ignore_merges: bool = False, extra: Sequence[str] = ()) -> BytePairModel:
     tokens = dict.fromkeys([*BYTE_ALPHABET, *(left + right for left, right in merges), *extra])
-    return BytePairModel({token: i for i, token in enumerate(tokens)}, merges, GPT2, ignore_merges)
+    return BytePairModel({token: i for i, token in enumerate(tokens)}, merges, (GPT2,), ignore_merges)
 
 
 def library_ids(model: BytePairModel, text: str) -> list[int]:

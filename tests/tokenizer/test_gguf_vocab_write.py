@@ -17,9 +17,10 @@ from camelid.checkpoint.gguf_container import header_bytes
 from camelid.tokenizer import load_tokenizer
 from camelid.tokenizer.base import SpecialTokens
 from camelid.tokenizer.byte_pairs import BYTE_ALPHABET, BytePairModel, tokenizer_json
+from camelid.tokenizer.gguf_pre import GGUF_PRE
 from camelid.tokenizer.gguf_vocab import from_gguf_metadata
 from camelid.tokenizer.gguf_vocab_write import PRE_NAMES, gguf_vocabulary
-from camelid.tokenizer.split_patterns import GGUF_IGNORES_MERGES, GGUF_PRE, GPT2, LLAMA3
+from camelid.tokenizer.split_patterns import GPT2, LLAMA3
 
 if TYPE_CHECKING:
     from camelid.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ def trained(folder: Path) -> Path:
     """A small vocabulary as a tokenizer.json, with control tokens and a word that was added."""
     chance_merges = [("a", "b"), ("ab", "c"), ("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e"), ("1", "2"), ("Ã", "©")]
     vocab = {token: i for i, token in enumerate([*BYTE_ALPHABET, *("".join(pair) for pair in chance_merges)])}
-    definition = tokenizer_json(BytePairModel(vocab, chance_merges, LLAMA3), SpecialTokens())
+    definition = tokenizer_json(BytePairModel(vocab, chance_merges, (LLAMA3,)), SpecialTokens())
     library = tokenizers.Tokenizer.from_str(definition)
     library.add_special_tokens(["<|begin|>", "<|end|>"])
     library.add_tokens(["llama"])
@@ -99,8 +100,9 @@ def test_ids_that_only_the_model_has_become_unused_tokens(tmp_path: Path) -> Non
 
 
 def test_a_name_stands_for_the_cut_that_readers_make() -> None:
-    for (pattern, ignores_merges), name in PRE_NAMES.items():
-        assert (GGUF_PRE[name], name in GGUF_IGNORES_MERGES) == (pattern, ignores_merges)
+    for (cuts, ignore_merges), name in PRE_NAMES.items():
+        assert (GGUF_PRE[name].cuts, GGUF_PRE[name].ignore_merges) == (cuts, ignore_merges)
+    assert {"gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "llama4", "gpt-4o"} <= set(PRE_NAMES.values())
 
 
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tmp_path: Path) ->
 
 def byte_level(pattern: str, *, ignore_merges: bool, unreached: bool = False) -> str:
     tokens = [*BYTE_ALPHABET, "ab", *(["xyz"] if unreached else [])]
-    model = BytePairModel({token: i for i, token in enumerate(tokens)}, [("a", "b")], pattern, ignore_merges)
+    model = BytePairModel({token: i for i, token in enumerate(tokens)}, [("a", "b")], (pattern,), ignore_merges)
     return tokenizer_json(model, SpecialTokens())
 
 

@@ -15,7 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from camelid.base.errors import TokenizerError
 from camelid.tokenizer import Tokenizer, load_tokenizer
 from camelid.tokenizer.library import LibraryTokenizer
-from camelid.tokenizer.split_patterns import GPT2_DIGITS, LLAMA3, LLAMA4, QWEN2, known_pattern
+from camelid.tokenizer.split_patterns import GPT2_DIGITS, LLAMA3, LLAMA4, QWEN2, read_cuts
 from camelid.tokenizer.tiktoken_bpe import TiktokenBPE
 from camelid.tokenizer.train import train_tokenizer
 
@@ -229,7 +229,7 @@ def test_added_tokens_are_found_leftmost_and_longest(tmp_path: Path) -> None:
     ],
 )
 def test_other_cuts_are_not_taken_for_known_ones(pre_tokenizer: Any) -> None:
-    assert known_pattern(pre_tokenizer) is None
+    assert read_cuts(pre_tokenizer) is None
 
 
 def test_saving_keeps_the_file(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def incomplete() -> BytePairModel:
     tokens = [character for character in BYTE_ALPHABET if character not in "xÃ"]
     merges = [("a", "b"), ("ab", "c")]
     tokens += ["ab", "abc"]
-    return BytePairModel({token: i for i, token in enumerate(tokens)}, merges, GPT2)
+    return BytePairModel({token: i for i, token in enumerate(tokens)}, merges, (GPT2,))
 
 
 def both(model: BytePairModel) -> tuple[Tokenizer, Tokenizer]:
@@ -97,7 +97,7 @@ def test_smollm2_lacks_control_characters(smollm2: Tokenizer) -> None:
 def test_ids_need_not_follow_ranks() -> None:
     merges = [("a", "b"), ("c", "d"), ("ab", "cd")]
     tokens = ["abcd", "cd", *BYTE_ALPHABET, "ab"]
-    tokenizer, library = both(BytePairModel({token: 2 * i for i, token in enumerate(tokens)}, merges, GPT2))
+    tokenizer, library = both(BytePairModel({token: 2 * i for i, token in enumerate(tokens)}, merges, (GPT2,)))
     for text in ("abcd", "ab cd", "xabcdx"):
         assert tokenizer.encode(text) == library.encode(text)
         assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -5,10 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from camelid.tokenizer import Tokenizer
+from camelid.base.gguf_header import read_gguf_header
+from camelid.checkpoint.gguf_container import header_bytes
+from camelid.tokenizer import Tokenizer, load_tokenizer
+from camelid.tokenizer.gguf_pre import GGUF_PRE
+from camelid.tokenizer.gguf_vocab import from_gguf_metadata
+from camelid.tokenizer.gguf_vocab_write import gguf_vocabulary
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 VECTORS = FIXTURES / "tokenizers" / "vectors"
@@ -73,12 +79,30 @@ def test_golden_ids(name: str, request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize(
     ("vectors", "name"),
-    [("gpt-2", "gpt2"), ("llama-spm", "llama_spm"), ("llama-spm", "llama2"), ("llama-bpe", "llama3")],
+    [("llama-spm", "llama2"), ("llama-bpe", "llama3")],
 )
 def test_agrees_with_the_vectors_of_llama_cpp(vectors: str, name: str, request: pytest.FixtureRequest) -> None:
-    tokenizer: Tokenizer = request.getfixturevalue(name)
+    check_vectors(request.getfixturevalue(name), vectors)
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "llama-spm", "phi-3", "qwen2", "starcoder"])
+def test_vocabularies_in_gguf_files_agree_with_their_vectors(name: str, gguf_folder: Path) -> None:
+    check_vectors(load_tokenizer(gguf_folder / f"{name}.gguf"), name)
+
+
+def test_llama_3s_vocabulary_agrees_with_its_vectors_after_a_trip_through_gguf(
+    llama3: Tokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "llama-bpe.gguf"
+    path.write_bytes(header_bytes(gguf_vocabulary(llama3, llama3.vocab_size), []))
+    assert read_gguf_header(path).metadata["tokenizer.ggml.pre"] == "llama-bpe"
+    check_vectors(load_tokenizer(path), "llama-bpe")
+
+
+def check_vectors(tokenizer: Tokenizer, vectors: str) -> None:
     texts = (VECTORS / "texts.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
     expected = [list(map(int, line.split())) for line in (VECTORS / f"{vectors}.out").read_text().splitlines()]
+    assert len(expected) == 46
     assert [tokenizer.encode(text) for text in texts[: len(expected)]] == expected
 
 
@@ -89,8 +113,6 @@ def test_round_trips_five_hundred_languages(any_tokenizer: Tokenizer) -> None:
 
 
 def test_control_tokens_of_the_llama_3_releases(llama3: Tokenizer, llama3_file: Path, tmp_path: Path) -> None:
-    from camelid.tokenizer import load_tokenizer
-
     assert llama3.vocab_size == 128_256
     assert llama3.special.ids["<|image|>"] == 128_011
     assert llama3.special.ids["<|reserved_special_token_245|>"] == 128_255
@@ -125,3 +147,36 @@ def test_control_tokens_of_llama_4(llama4: Tokenizer) -> None:
     }
     assert {name: llama4.special.ids[name] for name in names} == names
     assert llama4.vocab_size == 202_048
+
+
+PRE = json.loads(gzip.decompress((VECTORS / "pre.json.gz").read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def first_merges(gguf_folder: Path) -> dict[str, Any]:
+    """GPT-2's bytes and first merges, as `scripts/pre_tokenizer_vectors.py` takes them."""
+    whole = read_gguf_header(gguf_folder / "gpt-2.gguf").metadata
+    kept = {"tokens": 256 + PRE["num_merges"], "token_type": 256 + PRE["num_merges"], "merges": PRE["num_merges"]}
+    keys = {f"tokenizer.ggml.{key}": whole[f"tokenizer.ggml.{key}"][:count] for key, count in kept.items()}
+    return {"tokenizer.ggml.model": "gpt2", **keys}
+
+
+@pytest.mark.parametrize("entry", PRE["entries"], ids=lambda entry: entry["names"][0])
+def test_every_name_of_a_pre_tokenizer_cuts_as_llama_cpp_does(entry: dict[str, Any], first_merges: Any) -> None:
+    for name in entry["names"]:
+        tokenizer = from_gguf_metadata(
+            first_merges | {"tokenizer.ggml.pre": name, "tokenizer.ggml.add_bos_token": False}
+        )
+        assert [tokenizer.encode(text) for text in PRE["texts"]] == entry["ids"], name
+
+
+def test_the_vectors_know_every_name() -> None:
+    assert {name for entry in PRE["entries"] for name in entry["names"]} == GGUF_PRE.keys()
+
+
+@pytest.mark.parametrize("name", ["deepseek-llm", "deepseek-v3", "falcon", "viking", "tekken", "qwen35"])
+def test_a_cut_in_steps_survives_a_folder_and_a_gguf_file(name: str, first_merges: Any, tmp_path: Path) -> None:
+    tokenizer = from_gguf_metadata(first_merges | {"tokenizer.ggml.pre": name, "tokenizer.ggml.add_bos_token": False})
+    tokenizer.save(tmp_path)
+    again = from_gguf_metadata(gguf_vocabulary(load_tokenizer(tmp_path), tokenizer.vocab_size))
+    assert [again.encode(text) for text in PRE["texts"]] == [tokenizer.encode(text) for text in PRE["texts"]]

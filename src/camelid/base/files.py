@@ -172,3 +172,23 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there; what cannot be a path, for its length say, is not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def near_names(path: Path) -> str | None:
+    """A hint that names what lies beside a missing path under nearly its name; None if nothing does."""
+    from difflib import get_close_matches
+
+    try:
+        beside = sorted(file.name for file in path.parent.iterdir())
+    except OSError:
+        return None
+    near = get_close_matches(path.name, beside, n=3, cutoff=0.7)
+    return "did you mean " + " or ".join(f"'{path.parent / name}'" for name in near) + "?" if near else None

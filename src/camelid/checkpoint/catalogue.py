@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from camelid.base.errors import NotFoundError, did_you_mean
+from camelid.base.files import exists, near_names
 from camelid.base.runtime import home
 from camelid.model.presets import PRESETS
 
@@ -152,14 +152,6 @@ def resolve(name_or_path: str) -> Path:
     raise _not_found(name_or_path, path)
 
 
-def exists(path: Path) -> bool:
-    """Whether something is there; what cannot be a path, for its length say, is not."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
-
-
 def find(entry: CatalogueEntry) -> Path | None:
     """Where an entry's weights lie on this machine, None if they have not been pulled."""
     if isinstance(entry.source, BundledSource):
@@ -208,13 +200,3 @@ def _not_found(name: str, path: Path) -> NotFoundError:
     if path.parent != Path():
         return NotFoundError(f"there is no file or folder '{name}'")
     return NotFoundError(f"there is no model named '{name}'", hint=did_you_mean(name, CATALOGUE))
-
-
-def near_names(path: Path) -> str | None:
-    """A hint that names what lies beside a missing path under nearly its name; None if nothing does."""
-    try:
-        beside = sorted(file.name for file in path.parent.iterdir())
-    except OSError:
-        return None
-    near = get_close_matches(path.name, beside, n=3, cutoff=0.7)
-    return "did you mean " + " or ".join(f"'{path.parent / name}'" for name in near) + "?" if near else None

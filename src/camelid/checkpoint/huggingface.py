@@ -10,9 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from camelid.base.errors import FormatError, NotFoundError
-from camelid.base.files import existing_file
+from camelid.base.files import existing_file, exists
 from camelid.checkpoint.base import Checkpoint, TensorInfo
-from camelid.checkpoint.catalogue import exists
 from camelid.checkpoint.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:

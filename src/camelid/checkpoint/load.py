@@ -15,16 +15,13 @@ import torch
 from torch import nn
 
 from camelid.base.errors import ConfigError, FormatError, NotFoundError, ResourceError
-from camelid.base.files import format_bytes
+from camelid.base.files import exists, format_bytes, near_names
 from camelid.base.progress import progress
 from camelid.base.runtime import available_memory, parse_dtype
-from camelid.checkpoint.catalogue import exists, near_names
 from camelid.checkpoint.gguf_parts import is_later_part
 from camelid.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, HuggingFaceCheckpoint
 from camelid.checkpoint.llama2c import HEADER, Llama2CCheckpoint, is_llama2_c
-from camelid.checkpoint.meta import is_meta_folder
 from camelid.checkpoint.meta_params import PARAMS
-from camelid.checkpoint.meta_vision import open_meta
 from camelid.checkpoint.text_part import text_part
 from camelid.codecs import FORMATS
 from camelid.codecs.packed import PackedTensor
@@ -281,7 +278,9 @@ def _kept_formats(checkpoint: Checkpoint, packed: bool | None, device: torch.dev
 
 def _open_folder(folder: Path) -> Checkpoint:
     # A folder as Meta releases it may hold a config.json too, which says what params.json does not.
-    if is_meta_folder(folder) and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+    if _is_meta_folder(folder) and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+        from camelid.checkpoint.meta_vision import open_meta
+
         return open_meta(folder)
     if (folder / CONFIG).exists():
         return text_part(HuggingFaceCheckpoint(folder))
@@ -315,7 +314,7 @@ def _open_file(file: Path) -> Checkpoint:
         return GGUFCheckpoint(file)
     if _is_llama2_c(file):
         return Llama2CCheckpoint(file)
-    if is_meta_folder(file.parent):
+    if _is_meta_folder(file.parent):
         raise FormatError("this is one file of a model", where=file, hint=f"open its folder: {file.parent}")
     if (reason := _unreadable(file)) is not None:
         raise FormatError(f"this is {reason}, which is not readable yet", where=file, hint=CONVERT)
@@ -340,6 +339,15 @@ def _unreadable(file: Path) -> str | None:
 def _is_llama2_c(file: Path) -> bool:
     with file.open("rb") as opened:
         return is_llama2_c(opened.read(HEADER.size), file.stat().st_size)
+
+
+def _is_meta_folder(folder: Path) -> bool:
+    """Looks first and imports then: reading pickles safely is a lot of code that most models have no need of."""
+    if not (folder / PARAMS).is_file():
+        return False
+    from camelid.checkpoint.meta import is_meta_folder
+
+    return is_meta_folder(folder)
 
 
 def _starts_with(file: Path, mark: bytes) -> bool:

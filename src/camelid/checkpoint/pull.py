@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from camelid.base.errors import FormatError, NetworkError, NotFoundError, ResourceError, did_you_mean
-from camelid.base.files import atomic_file, check_free_space, sha256
+from camelid.base.files import atomic_file, check_free_space, exists, sha256
 from camelid.base.progress import progress
 from camelid.base.runtime import home
 from camelid.checkpoint.catalogue import (
@@ -37,7 +37,6 @@ from camelid.checkpoint.catalogue import (
     BundledSource,
     HubSource,
     PackageSource,
-    exists,
     find,
     pulled_file,
     resolve,

@@ -12,8 +12,14 @@ SUB_BLOCK = 32
 TOP_SCALE = 63
 """Scales and minimums have 6 bits."""
 
-SPREADS = {16: [(i - 5) / 5 for i in range(11)], 32: [i / 5 - 0.5 for i in range(8)]}
-"""Levels → the candidates of `fit_from_minimum`: ggml's range."""
+SPREADS = {
+    16: sorted(((i - 5) / 5 for i in range(11)), key=abs),
+    32: sorted((-1.0, *((i - 3) / 5 for i in range(8))), key=abs),
+}
+"""Levels → the candidates of `fit_from_minimum`: ggml's range, the plain one first, since the first of equals is kept.
+
+Of 32 levels, −1 leaves 30 steps: weights that were once rounded to 16 levels are then exactly on every second.
+"""
 
 
 def apply_scales_and_minimums(blocks_GK: Tensor, numbers_G8S: Tensor) -> Tensor:

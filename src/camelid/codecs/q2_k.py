@@ -32,9 +32,9 @@ class Q2_K(BlockCodec):
         return (steps.unsqueeze(2) * numbers - depths.unsqueeze(2)).reshape(-1, 256)
 
     def pack_blocks(self, blocks_GS: Tensor) -> Tensor:
-        """Search scales and minimums; errors count by magnitude plus a quarter of the root mean square."""
+        """Search scales and minimums; errors count by magnitude plus a sixteenth of the root mean square."""
         x_SN = sub_blocks(blocks_GS, 16)
-        weights_SN = x_SN.abs() + mean_size(x_SN) / 4
+        weights_SN = x_SN.abs() + mean_size(x_SN) / 16
         scale_N, minimum_N = fit_from_minimum(x_SN, weights_SN, 4, SPREADS)
         rounded = round_with_minimums(x_SN, weights_SN, scale_N, minimum_N, per_block=16, top_scale=15, top=3)
         scales, minimums = (one.view(-1, 16).to(torch.uint8) for one in (rounded.scales_N, rounded.minimums_N))

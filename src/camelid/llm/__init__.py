@@ -17,8 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from inspect import signature
-from operator import index
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from camelid.base.errors import (
     CamelidError,

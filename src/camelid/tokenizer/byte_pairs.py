@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from camelid.tokenizer.added_tokens import AddedToken
     from camelid.tokenizer.base import SpecialTokens
+    from camelid.tokenizer.split_patterns import Cuts
 
 
 def _alphabet() -> str:
@@ -50,8 +51,8 @@ class BytePairModel:
     """Token, in the byte alphabet, → id."""
     merges: Sequence[tuple[str, str]]
     """Pairs in the order of their priority."""
-    pattern: str
-    """Cuts the text; one of split_patterns."""
+    cuts: Cuts
+    """Cut the text."""
     ignore_merges: bool = False
     """A whole cut that is in `vocab` is taken as it is, even if no merges lead to it."""
     added: Sequence[AddedToken] = field(default_factory=tuple)
@@ -83,7 +84,7 @@ def tokenizer_json(model: BytePairModel, special: SpecialTokens) -> str:
             "padding": None,
             "added_tokens": added_tokens_json(model.added),
             "normalizer": None,
-            "pre_tokenizer": pre_tokenizer_json(model.pattern),
+            "pre_tokenizer": pre_tokenizer_json(model.cuts),
             "post_processor": bos_template(special) or _BYTE_LEVEL,
             "decoder": _BYTE_LEVEL,
             "model": {

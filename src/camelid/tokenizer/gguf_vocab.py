@@ -9,8 +9,8 @@ from camelid.base.errors import TokenizerError, did_you_mean
 from camelid.tokenizer.added_tokens import AddedToken
 from camelid.tokenizer.base import SpecialTokens
 from camelid.tokenizer.byte_pairs import BytePairModel, tokenizer_json
+from camelid.tokenizer.gguf_pre import GGUF_PRE
 from camelid.tokenizer.hf_json import on_library, on_tiktoken
-from camelid.tokenizer.split_patterns import GGUF_ADDS_BOS, GGUF_IGNORES_MERGES, GGUF_PRE
 from camelid.tokenizer.spm_model import Piece, PieceType, SentencePieceModel
 
 if TYPE_CHECKING:
@@ -49,14 +49,17 @@ def from_gguf_metadata(metadata: Mapping[str, Any], *, where: object = "the GGUF
 
 
 def _byte_pairs(vocabulary: _Vocabulary) -> Tokenizer:
-    pre = vocabulary.text("pre")
-    if pre is None or pre not in GGUF_PRE:
-        what = "the file does not name its pre-tokenizer" if pre is None else f"the pre-tokenizer '{pre}' is not known"
+    name = vocabulary.text("pre")
+    if name is None or name not in GGUF_PRE:
+        what = (
+            "the file does not name its pre-tokenizer" if name is None else f"the pre-tokenizer '{name}' is not known"
+        )
         raise TokenizerError(
             f"{what}, so texts would be cut by guesswork",
             where=f"{vocabulary.where}, tokenizer.ggml.pre",
-            hint="convert the model again with a recent converter" if pre is None else did_you_mean(pre, GGUF_PRE),
+            hint="convert the model again with a recent converter" if name is None else did_you_mean(name, GGUF_PRE),
         )
+    pre = GGUF_PRE[name]
     tokens = vocabulary.tokens()
     types = vocabulary.types(len(tokens))
     # Ids that only fill up the vocabulary are like control tokens: nothing in a text leads to them.
@@ -65,12 +68,12 @@ def _byte_pairs(vocabulary: _Vocabulary) -> Tokenizer:
     added = [AddedToken(tokens[i], i, special=True) for i in control]
     added += [AddedToken(tokens[i], i, special=False) for i in written]
     others = set(range(len(tokens))).difference(control, written)
-    special = vocabulary.special(tokens, control, add_bos=pre in GGUF_ADDS_BOS)
+    special = vocabulary.special(tokens, control, add_bos=pre.add_bos)
     model = BytePairModel(
         vocab={token: i for i, token in enumerate(tokens) if i in others},
         merges=vocabulary.merges(),
-        pattern=GGUF_PRE[pre],
-        ignore_merges=pre in GGUF_IGNORES_MERGES,
+        cuts=pre.cuts,
+        ignore_merges=pre.ignore_merges,
         added=added,
     )
     tokenizer = on_tiktoken(model, special, lambda: tokenizer_json(model, special))

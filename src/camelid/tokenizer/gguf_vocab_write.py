@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from camelid.base.errors import TokenizerError
+from camelid.tokenizer.gguf_pre import GGUF_PRE
 from camelid.tokenizer.merge_proof import rank_order
-from camelid.tokenizer.split_patterns import GPT2, GPT2_DIGITS, LLAMA3, LLAMA4, QWEN2
 from camelid.tokenizer.spm_model import BPE, PieceType
 
 if TYPE_CHECKING:
@@ -17,15 +17,7 @@ if TYPE_CHECKING:
     from camelid.tokenizer.byte_pairs import BytePairModel
     from camelid.tokenizer.spm_model import SentencePieceModel
 
-PRE_NAMES: Final = {
-    (GPT2, False): "gpt-2",
-    (GPT2_DIGITS, False): "smollm",
-    (LLAMA3, True): "llama-bpe",
-    (LLAMA3, False): "dbrx",
-    (QWEN2, False): "qwen2",
-    (LLAMA4, True): "llama4",
-    (LLAMA4, False): "gpt-4o",
-}
+PRE_NAMES: Final = {(pre.cuts, pre.ignore_merges): name for name, pre in reversed(list(GGUF_PRE.items()))}
 """How a text is cut, and whether a whole cut that is a token is taken at once → `tokenizer.ggml.pre`."""
 
 _NONE: Final = 2**32 - 1
@@ -98,15 +90,15 @@ def _byte_pairs(definition: str, tokenizer: Tokenizer, vocab_size: int) -> dict[
 
 def _pre_name(model: BytePairModel) -> str:
     """The name whose readers give the same ids as this model."""
-    if name := PRE_NAMES.get((model.pattern, model.ignore_merges)):
+    if name := PRE_NAMES.get((model.cuts, model.ignore_merges)):
         return name
     twin = replace(model, ignore_merges=not model.ignore_merges)
-    name = PRE_NAMES.get((twin.pattern, twin.ignore_merges))
+    name = PRE_NAMES.get((twin.cuts, twin.ignore_merges))
     if name is not None and (order := rank_order(model)) is not None and order == rank_order(twin):
         return name  # both merge by the same ranks, so they agree on every text
     raise TokenizerError(
         "GGUF has no name for the way in which this tokenizer cuts texts",
-        hint="there are names for " + ", ".join(sorted(PRE_NAMES.values())),
+        hint="it has names for the cuts of " + ", ".join(sorted(PRE_NAMES.values())),
     )
 
 

@@ -10,7 +10,7 @@ from camelid.tokenizer.added_tokens import AddedToken
 from camelid.tokenizer.byte_pairs import BytePairModel, unspell
 from camelid.tokenizer.huggingface import special_tokens
 from camelid.tokenizer.merge_proof import rank_order
-from camelid.tokenizer.split_patterns import known_pattern
+from camelid.tokenizer.split_patterns import COMPLETE, read_cuts
 from camelid.tokenizer.vocab_and_merges import definition_of, is_vocabulary
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def load_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
 
 
 def byte_pair_model(text: str) -> BytePairModel | None:
-    """What a tokenizer.json's text defines, if that is a plain byte-level BPE with one of `split_patterns`."""
+    """What a tokenizer.json's text defines, if that is a plain byte-level BPE."""
     definition = json.loads(text)
     return _byte_pairs(definition, _vocabulary(definition["model"]), _added_tokens(definition))
 
@@ -75,6 +75,8 @@ def on_tiktoken(model: BytePairModel, special: SpecialTokens, tokenizer_json: Ca
         special: its control tokens; one that `model.added` lacks becomes an added token.
         tokenizer_json: gives the same vocabulary as the text of a tokenizer.json.
     """
+    if len(model.cuts) != 1 or model.cuts[0] not in COMPLETE:
+        return None
     order = rank_order(model)
     known = {token.content for token in model.added}
     promoted = [AddedToken(text, token_id, special=True) for text, token_id in special.ids.items() if text not in known]
@@ -83,10 +85,10 @@ def on_tiktoken(model: BytePairModel, special: SpecialTokens, tokenizer_json: Ca
     from camelid.tokenizer.tiktoken_bpe import TiktokenBPE
 
     ranks = {unspell(token): model.vocab[token] for token in order}
-    if len(set(ranks.values())) < len(ranks):
+    if not ranks or len(set(ranks.values())) < len(ranks):
         return None
     unused = {model.vocab[token]: spelled_bytes(token) for token in model.vocab.keys() - set(order)}
-    return TiktokenBPE(ranks, model.pattern, [*model.added, *promoted], special, tokenizer_json, unused=unused)
+    return TiktokenBPE(ranks, model.cuts[0], [*model.added, *promoted], special, tokenizer_json, unused=unused)
 
 
 def on_library(text: str, special: SpecialTokens, where: object) -> Tokenizer:
@@ -133,8 +135,8 @@ def _byte_pairs(
 ) -> BytePairModel | None:
     """The file as a plain byte-level BPE; None if it is more than that."""
     model = definition["model"]
-    pattern = known_pattern(definition.get("pre_tokenizer"))
-    if pattern is None or definition.get("normalizer") or model.get("type", "BPE") != "BPE":
+    cuts = read_cuts(definition.get("pre_tokenizer"))
+    if cuts is None or definition.get("normalizer") or model.get("type", "BPE") != "BPE":
         return None
     if (definition.get("decoder") or {}).get("type") != "ByteLevel":
         return None
@@ -145,7 +147,7 @@ def _byte_pairs(
     if any(token.get(name) for token in definition.get("added_tokens") or [] for name in trimming):
         return None
     merges = [_pair(merge) for merge in model["merges"]]
-    return BytePairModel(vocab, merges, pattern, bool(model.get("ignore_merges")), added)
+    return BytePairModel(vocab, merges, cuts, bool(model.get("ignore_merges")), added)
 
 
 def _pair(merge: object) -> tuple[str, str]:

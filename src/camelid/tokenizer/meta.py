@@ -169,7 +169,7 @@ def with_release(tokens: list[bytes], release: Release) -> TiktokenBPE:
 
     def as_tokenizer_json() -> str:
         vocab = {spell(token): rank for rank, token in enumerate(tokens)}
-        model = BytePairModel(vocab, every_cut(tokens), release.pattern, ignore_merges=True, added=added)
+        model = BytePairModel(vocab, every_cut(tokens), (release.pattern,), ignore_merges=True, added=added)
         return tokenizer_json(model, special)
 
     ranks = {token: rank for rank, token in enumerate(tokens)}

@@ -1,16 +1,20 @@
 """The regular expressions that cut a text before its bytes are merged, one for each family of vocabularies.
 
-All of them match every character of any text, so a text is the matches end to end. tiktoken 0.14 and `tokenizers` 0.23
-give every code point the same classes (both use Rust's regex-syntax), so they cut alike; only the `Digits` step of
-`tokenizers` knows 13 digits more, of a newer Unicode version.
+Those named here match every character of any text, so a text is the matches end to end; `gguf_pre` has sequences, in
+which each expression cuts what the ones before it left into its matches and what lies between. tiktoken 0.14 and
+`tokenizers` 0.23 give every code point the same classes (both use Rust's regex-syntax), so they cut alike; only the
+`Digits` step of `tokenizers` knows 13 digits more, of a newer Unicode version.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+Cuts: TypeAlias = tuple[str, ...]
+"""Expressions that are applied one after the other."""
 
 GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """GPT-2, and the `ByteLevel` pre-tokenizer of `tokenizers`."""
@@ -38,71 +42,90 @@ LLAMA4: Final = (
 )
 """Llama 4 (Meta, llama4/tokenizer.py)."""
 
-_KNOWN: Final = frozenset({GPT2, GPT2_DIGITS, LLAMA3, QWEN2, LLAMA4})
+TEKKEN: Final = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Mistral NeMo's: Llama 4's without contractions, every digit alone."""
 
-GGUF_PRE: Final = {
-    "gpt-2": GPT2,
-    "phi-2": GPT2,
-    "mpt": GPT2,
-    "olmo": GPT2,
-    "starcoder": GPT2_DIGITS,
-    "refact": GPT2_DIGITS,
-    "smollm": GPT2_DIGITS,
-    "codeshell": GPT2_DIGITS,
-    "llama3": LLAMA3,
-    "llama-v3": LLAMA3,
-    "llama-bpe": LLAMA3,
-    "dbrx": LLAMA3,
-    "smaug-bpe": LLAMA3,
-    "qwen2": QWEN2,
-    "stablelm2": QWEN2,
-    "deepseek-r1-qwen": QWEN2,
-    "llama4": LLAMA4,
-    "gpt-4o": LLAMA4,
-}
-"""`tokenizer.ggml.pre` → expression."""
+QWEN2_MARKS: Final = QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"\s\p{L}\p{N}]+[", r"\s\p{L}\p{M}\p{N}]+[")
+"""Qwen 3.5: Qwen 2's with combining marks among the letters."""
 
-GGUF_IGNORES_MERGES: Final = frozenset({"llama3", "llama-v3", "llama-bpe", "llama4"})
-"""Values of `tokenizer.ggml.pre` under which a whole match that is a token is taken at once."""
+WITHOUT_CONTRACTIONS: Final = QWEN2.removeprefix(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|")
+"""Qwen 2's, where an apostrophe stays with what follows it."""
 
-GGUF_ADDS_BOS: Final = frozenset({"llama3", "llama-v3", "llama-bpe"})
-"""Values of `tokenizer.ggml.pre` whose models start with the begin-of-sequence token if the file does not say."""
+SEED_CODER: Final = QWEN2.replace(r"\p{N}]+[\r\n]*", r"\p{N}\r\n]+")
+"""Qwen 2's with every line break cut from the punctuation before it."""
+
+BAILING: Final = QWEN2.replace(r"\s*[\r\n]+", r"\s*[\r\n]").replace(
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)", "'(?i:[sdmt]|ll|ve|re)"
+)
+"""Qwen 2's with every line break alone."""
+
+PHRASES: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+"""EXAONE's mixtures of experts: single letters with spaces between them stay together."""
+
+BLANKS_BY_POWERS: Final = LLAMA3.removesuffix(r"\s+(?!\S)|\s+") + (
+    "".join(rf"\s{{{count}}}(?!\S)|" for count in (512, 256, 128, 64, 32, 16, 8, 4)) + r"\s{1,2}(?!\S)|\s{1}"
+)
+"""Jais 2: Llama 3's with runs of blanks cut into powers of two."""
+
+COMPLETE: Final = frozenset(
+    {
+        *(GPT2, GPT2_DIGITS, LLAMA3, QWEN2, LLAMA4, TEKKEN, QWEN2_MARKS, WITHOUT_CONTRACTIONS, SEED_CODER, BAILING),
+        *(PHRASES, BLANKS_BY_POWERS),
+    }
+)
+"""Expressions that leave no gaps between their matches, as tiktoken needs them."""
 
 
-def known_pattern(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
-    """The one expression that cuts as a tokenizer.json's `pre_tokenizer` does; None if it is none of ours."""
+def read_cuts(pre_tokenizer: Mapping[str, Any] | None) -> Cuts | None:
+    """The expressions that cut as a tokenizer.json's `pre_tokenizer` does; None where something else cuts, too."""
     if pre_tokenizer is None:
         return None
     steps = pre_tokenizer.get("pretokenizers", []) if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
     if not steps or not _is_plain_byte_level(steps[-1]):
         return None
-    splits_itself = steps[-1].get("use_regex", True)
-    if len(steps) == 1:
-        return GPT2 if splits_itself else None
-    if len(steps) > 2:
+    cuts = [_expression(step) for step in steps[:-1]]
+    if steps[-1].get("use_regex", True):
+        cuts.append(GPT2)
+    if not cuts or None in cuts:
         return None
-    if steps[0].get("type") == "Digits" and steps[0].get("individual_digits"):
-        return GPT2_DIGITS if splits_itself else None
-    pattern = _split_pattern(steps[0])
-    return pattern if pattern in _KNOWN and not splits_itself else None
+    found = tuple(str(cut) for cut in cuts)
+    return (GPT2_DIGITS,) if found == (_DIGIT, GPT2) else found
 
 
-def pre_tokenizer_json(pattern: str) -> dict[str, Any]:
-    """A tokenizer.json's `pre_tokenizer` that cuts by an expression and then spells bytes as characters."""
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+def pre_tokenizer_json(cuts: Cuts) -> dict[str, Any]:
+    """A tokenizer.json's `pre_tokenizer` that cuts by expressions and then spells bytes as characters."""
+    splits = [{"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False} for cut in cuts]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    return {"type": "Sequence", "pretokenizers": [*splits, byte_level]}
 
 
 def _is_plain_byte_level(step: Mapping[str, Any]) -> bool:
     return step.get("type") == "ByteLevel" and not step.get("add_prefix_space", True)
 
 
-def _split_pattern(step: Mapping[str, Any]) -> str | None:
-    """The expression of a Split whose matches are the pieces; since ours leave no gaps, gaps need no care."""
-    keeps_matches = (step.get("behavior"), bool(step.get("invert"))) in (("Isolated", False), ("Removed", True))
+def _expression(step: Mapping[str, Any]) -> str | None:
+    """What a step cuts off, each match a piece and each gap one."""
+    if step.get("type") == "Digits":
+        return _DIGIT if step.get("individual_digits") else rf"{_DIGIT}+"
     pattern = step.get("pattern")
-    if step.get("type") != "Split" or not keeps_matches or not isinstance(pattern, dict):
+    if step.get("type") != "Split" or not isinstance(pattern, dict):
         return None
     expression = pattern.get("Regex")
-    return expression if isinstance(expression, str) else None
+    if not isinstance(expression, str):
+        return None
+    match (step.get("behavior"), bool(step.get("invert"))):
+        case ("Isolated", False):
+            return expression
+        case ("Removed", True) if expression in COMPLETE:  # no gaps, so dropping them changes nothing
+            return expression
+    return None
+
+
+_DIGIT: Final = r"\p{N}"

@@ -32,7 +32,7 @@ class TiktokenBPE(Tokenizer):
 
     Args:
         ranks: every mergeable token → id, in order of rank.
-        pattern: cuts the text; one of split_patterns.
+        pattern: cuts the text; one of `split_patterns.COMPLETE`.
         added: control tokens and other added ones.
         special: what the control tokens are used for.
         tokenizer_json: gives the same vocabulary as the text of a tokenizer.json.

@@ -103,7 +103,7 @@ def _with_control_tokens(learner: tokenizers.Tokenizer, special_tokens: Sequence
     model = BytePairModel(
         vocab=learned["vocab"],
         merges=[(left, right) for left, right in learned["merges"]],
-        pattern=LLAMA3,
+        cuts=(LLAMA3,),
         added=[AddedToken(name, token_id, special=True) for name, token_id in ids.items()],
     )
     text = tokenizer_json(model, special)
