@@ -200,7 +200,7 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_is_cancelled_after_i
 def test_an_unknown_sampling_setting_names_the_nearest(tiny_llm: LLM) -> None:
     with pytest.raises(SamplingError) as caught:
         tiny_llm.stream("ab", temprature=1.0)
-    assert caught.value.hint == "did you mean 'temperature'?"
+    assert str(caught.value.hint).startswith("did you mean 'temperature'")
 
 
 def test_one_bad_prompt_of_a_batch_leaves_nothing_behind(tiny_llm: LLM) -> None:
@@ -236,3 +236,14 @@ def test_a_tokenizer_larger_than_the_model_is_refused(byte_tokenizer: ByteTokeni
         check_tokenizer_fits(byte_tokenizer, 258, where="model.gguf")
     assert caught.value.where == "model.gguf"
     assert caught.value.hint
+
+
+def test_several_replies_to_one_prompt(tiny_llm: LLM) -> None:
+    sampling = {"max_tokens": 12, "temperature": 1.0, "seed": 3, "ignore_eos": True}
+    replies = tiny_llm.generate("ab", n=3, **sampling)
+    assert replies[0] == tiny_llm.generate("ab", **sampling)
+    assert len({reply.text for reply in replies}) == 3
+    assert tiny_llm.generate(["ab", "cd"], n=2, **sampling)[0] == replies[:2]
+    assert tiny_llm.generate("ab", n=1, **sampling) == replies[:1]
+    with pytest.raises(SamplingError, match="n must be a whole number from 1, not 0"):
+        tiny_llm.generate("ab", n=0)

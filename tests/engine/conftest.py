@@ -34,12 +34,11 @@ def plain_loop(tiny_model: TinyModel) -> PlainLoop:
         prompt: list[int], params: SamplingParams, *, stop_ids: tuple[int, ...] = (), model: LanguageModel = tiny_model
     ) -> list[int]:
         room = model.config.max_position_embeddings - len(prompt)
-        ids = list(prompt)
+        row = Sequence(0, list(prompt), params, seed=params.seed or 0, stop_ids=frozenset(), max_length=10**9)
+        ids = row.token_ids
         while len(ids) - len(prompt) < min(room, params.max_tokens or room):
             context = PackedContext([len(ids)])
             hidden = model(torch.tensor(ids), context.positions(), context)
-            row = Sequence(0, list(prompt), params, seed=params.seed or 0, stop_ids=frozenset(), max_length=10**9)
-            row.token_ids = ids
             [token] = sample(model.logits(hidden[-1:]), [row])
             assert token is not None
             if token in {*stop_ids, *params.stop_token_ids}:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_engine_model import PlainLoop, TinyModel, new_tiny_model
 
-from camelid.base.errors import ContextLengthError, EngineError, ResourceError
+from camelid.base.errors import ContextLengthError, EngineError, ResourceError, SamplingError
 from camelid.engine.engine import Engine, StepStats
 from camelid.engine.params import SamplingParams
 from camelid.engine.protocol import StepOutput
@@ -203,7 +203,7 @@ def test_a_prompt_longer_than_the_context_says_both_numbers(tiny_model: TinyMode
     for length in (64, 1000):
         with pytest.raises(ContextLengthError, match=rf"{length} tokens .* holds 64") as caught:
             engine.add([1] * length)
-        assert caught.value.hint == "shorten the prompt"
+        assert caught.value.hint == "shorten the prompt, or cut it off with truncate=True"
     assert not engine.has_unfinished
     with pytest.raises(ContextLengthError) as caught:
         Engine(tiny_model, cache_tokens=32).add([1] * 40)
@@ -271,6 +271,32 @@ def test_scores_that_are_not_numbers_end_that_request_alone(own_model: TinyModel
     assert free_blocks(engine) == everything
 
 
+def test_what_is_not_a_number_is_not_kept_for_others(own_model: TinyModel, plain_loop: PlainLoop) -> None:
+    """A prefix that came out broken once (a bit flipped, say) is computed again."""
+    engine, params = Engine(own_model, block_size=2), SamplingParams(max_tokens=6)
+    prompt = [1, 2, 3, 4, 5]
+    hook = own_model.tokens.register_forward_hook(lambda *arguments: arguments[2] * float("nan"))
+    with pytest.raises(EngineError, match="not numbers"):
+        engine.generate([prompt], params)
+    hook.remove()
+    assert engine.generate([prompt], params)[0].token_ids == plain_loop(prompt, params)
+
+
+def test_more_than_the_cache_holds_waits_and_comes_through(tiny_model: TinyModel, plain_loop: PlainLoop) -> None:
+    engine = Engine(tiny_model, block_size=4, cache_tokens=32)
+    prompts = [[i, i + 1, i + 2] for i in range(20)]
+    params = SamplingParams(max_tokens=20)
+    assert [c.token_ids for c in engine.generate(prompts, params)] == [plain_loop(p, params) for p in prompts]
+    everything = free_blocks(engine)
+    streams = [engine.stream(prompt, params) for prompt in prompts[:4]]
+    for stream in streams:
+        next(stream)
+    del stream
+    streams.clear()
+    assert not engine.has_unfinished
+    assert free_blocks(engine) == everything
+
+
 def test_new_weights_take_effect_in_the_middle_of_a_reply(own_model: TinyModel, plain_loop: PlainLoop) -> None:
     other = new_tiny_model(seed=1)
     engine = Engine(own_model)
@@ -282,6 +308,32 @@ def test_new_weights_take_effect_in_the_middle_of_a_reply(own_model: TinyModel, 
     assert tail == plain_loop([1, 2, 3, *head], SamplingParams(max_tokens=6), model=other)
     own_model.head(torch.ones(1, 24, dtype=torch.double)).sum().backward()
     assert own_model.head.weight.grad is not None
+
+
+def test_new_weights_use_nothing_that_the_old_ones_computed(own_model: TinyModel, plain_loop: PlainLoop) -> None:
+    other = new_tiny_model(seed=1)
+    engine, params = Engine(own_model, block_size=2), SamplingParams(max_tokens=8)
+    engine.generate([[1, 2, 3, 4, 5]], params)
+    engine.update_weights(other.state_dict().items())
+    [completion] = engine.generate([[1, 2, 3, 4, 5]], params)
+    assert completion.token_ids == plain_loop([1, 2, 3, 4, 5], params, model=other)
+
+
+def test_a_prompt_is_cut_off_only_where_that_is_asked_for(tiny_model: TinyModel, plain_loop: PlainLoop) -> None:
+    prompt = [i % 61 for i in range(100)]
+    params = SamplingParams(max_tokens=10, truncate=True)
+    [completion] = Engine(tiny_model).generate([prompt], params)
+    assert completion.token_ids == plain_loop(prompt[-54:], params)
+    [completion] = Engine(tiny_model).generate([prompt], SamplingParams(truncate=True))
+    assert completion.token_ids == plain_loop(prompt[-63:], SamplingParams(max_tokens=1))
+    [completion] = Engine(tiny_model).generate([[1, 2, 3]], params)
+    assert completion.token_ids == plain_loop([1, 2, 3], params)
+
+
+def test_a_single_request_is_a_single_sample(tiny_model: TinyModel) -> None:
+    for call in (Engine(tiny_model).add, Engine(tiny_model).stream):
+        with pytest.raises(SamplingError, match=r"one sample, not 3 \(n\)"):
+            call([1], SamplingParams(n=3))
 
 
 def test_weights_that_do_not_fit_are_refused(own_model: TinyModel) -> None:

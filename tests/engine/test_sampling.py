@@ -12,18 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camelid.engine import sampling
 from camelid.engine.params import SamplingParams
-from camelid.engine.sampling import (
-    NUM_CANDIDATES,
-    apply_temperature,
-    draw,
-    gumbel_noise,
-    min_p_threshold,
-    penalize_repetition,
-    sample,
-    top_k_top_p_threshold,
-)
+from camelid.engine.sampling import filters, sample
+from camelid.engine.sampling.draw import draw, gumbel_noise
+from camelid.engine.sampling.filters import NUM_CANDIDATES, apply_temperature, min_p_threshold, top_k_top_p_threshold
+from camelid.engine.sampling.penalties import penalize_repetition
 from camelid.engine.sequence import Sequence
 
 V = 50
@@ -119,7 +112,9 @@ def test_filters_agree_with_transformers(name: str) -> None:
         if key in values:
             theirs = processor(values[key])(torch.tensor([token_ids] * 20), theirs)
 
-    ours = penalize_repetition(logits, [new_sequence(params, token_ids)] * 20)
+    ours = logits.clone()
+    for row in ours:
+        penalize_repetition(row, token_ids, params.repetition_penalty)
     ours = apply_temperature(ours, [params.temperature] * 20)
     thresholds = torch.maximum(
         top_k_top_p_threshold(ours, [params.top_k] * 20, [params.top_p] * 20),
@@ -160,7 +155,7 @@ def test_looking_at_the_best_candidates_first_changes_nothing(
     sets = []
     for sampling_candidates in (5, 300):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sampling, "NUM_CANDIDATES", sampling_candidates)
+            patch.setattr(filters, "NUM_CANDIDATES", sampling_candidates)
             sets.append(kept(scores, top_k_top_p_threshold(scores, top_k, top_p)))
     assert sets[0] == sets[1]
 

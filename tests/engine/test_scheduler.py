@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from camelid.engine.block_manager import BlockManager
 from camelid.engine.params import SamplingParams
-from camelid.engine.scheduler import Scheduler
+from camelid.engine.scheduler import PRIORITY_TURNS, Scheduler
 from camelid.engine.sequence import Chunk, Sequence
 from camelid.model.image_memory import ImageMemory
 
@@ -23,9 +23,18 @@ def new_scheduler(
     return Scheduler(blocks, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences)
 
 
-def new_sequence(request_id: int, num_prompt: int, num_new: int = 4) -> Sequence:
+def new_sequence(
+    request_id: int, num_prompt: int, num_new: int = 4, *, priority: int = 0, owner: str = "", token: int | None = None
+) -> Sequence:
     return Sequence(
-        request_id, [0] * num_prompt, SamplingParams(), seed=0, stop_ids=frozenset(), max_length=num_prompt + num_new
+        request_id,
+        [request_id if token is None else token] * num_prompt,
+        SamplingParams(),
+        seed=0,
+        stop_ids=frozenset(),
+        max_length=num_prompt + num_new,
+        priority=priority,
+        owner=owner,
     )
 
 
@@ -37,7 +46,7 @@ def run(scheduler: Scheduler, chunks: list[Chunk]) -> None:
     """What the engine does with a step, each sampled token being 0."""
     for chunk in chunks:
         is_last = chunk.is_last
-        chunk.sequence.num_computed += chunk.length
+        scheduler.note_computed(chunk.sequence, chunk.length)
         if is_last:
             chunk.sequence.token_ids.append(0)
             if len(chunk.sequence) == chunk.sequence.max_length:
@@ -103,7 +112,65 @@ def test_when_blocks_run_out_the_latest_arrival_is_computed_again_later() -> Non
     while first in scheduler.running:
         run(scheduler, chunks)
         chunks = scheduler.schedule()
-    assert summary(chunks) == [(1, 0, 6)]
+    assert summary(chunks) == [(1, 4, 2)]  # its full block has stayed in the cache
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    scheduler = new_scheduler(max_batch_tokens=6, block_size=4)
+    for request_id in range(3):
+        scheduler.add(new_sequence(request_id, 10, token=7))
+    steps = []
+    for _ in range(3):
+        chunks = scheduler.schedule()
+        steps.append(summary(chunks))
+        run(scheduler, chunks)
+    assert steps == [[(0, 0, 6)], [(0, 6, 4)], [(0, 10, 1), (1, 8, 2), (2, 8, 2)]]
+    first, second, third = scheduler.running
+    assert first.block_table[:2] == second.block_table[:2] == third.block_table[:2]
+    assert len({sequence.block_table[2] for sequence in (first, second, third)}) == 3
+
+
+def test_who_waits_for_a_prefix_computes_it_if_the_other_gives_up() -> None:
+    scheduler = new_scheduler(max_batch_tokens=2, block_size=4)
+    first, second = (new_sequence(request_id, 6, token=7) for request_id in range(2))
+    scheduler.add(first)
+    scheduler.add(second)
+    run(scheduler, scheduler.schedule())
+    scheduler.remove(first)
+    assert summary(scheduler.schedule()) == [(1, 0, 2)]
+
+
+def test_priority_goes_first_and_takes_what_it_needs() -> None:
+    scheduler = new_scheduler(num_blocks=4, block_size=4, max_sequences=2)
+    for request_id in range(3):
+        scheduler.add(new_sequence(request_id, 4))
+    assert summary(scheduler.schedule()) == [(0, 0, 4), (1, 0, 4)]
+    scheduler.add(new_sequence(3, 12, priority=1))
+    assert summary(scheduler.schedule()) == [(3, 0, 12), (0, 0, 4)]
+    assert [sequence.request_id for sequence in scheduler.waiting] == [1, 2]
+
+
+def test_priority_overtakes_a_bounded_number_of_turns() -> None:
+    scheduler = new_scheduler(max_sequences=1)
+    scheduler.add(new_sequence(0, 1, priority=0))
+    for request_id in range(1, 200):
+        scheduler.add(new_sequence(request_id, 1, priority=1))
+    order = [sequence.request_id for sequence in scheduler.waiting]
+    assert order.index(0) == PRIORITY_TURNS - 1
+
+
+def test_owners_take_turns() -> None:
+    scheduler = new_scheduler(max_sequences=1)
+    for request_id in range(5):
+        scheduler.add(new_sequence(request_id, 2, num_new=1, owner="many"))
+    run(scheduler, scheduler.schedule())
+    for request_id in (10, 11):
+        scheduler.add(new_sequence(request_id, 2, num_new=1, owner="few"))
+    order = []
+    while chunks := scheduler.schedule():
+        order.append(chunks[0].sequence.request_id)
+        run(scheduler, chunks)
+    assert order == [10, 1, 11, 2, 3, 4]
 
 
 def test_a_newcomer_leaves_room_for_those_that_run_to_grow() -> None:
@@ -115,20 +182,31 @@ def test_a_newcomer_leaves_room_for_those_that_run_to_grow() -> None:
 
 @settings(deadline=None)
 @given(
-    requests=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 10), st.integers(0, 5)), min_size=1, max_size=12),
+    requests=st.lists(
+        st.tuples(
+            st.integers(1, 30),
+            st.integers(1, 10),
+            st.integers(0, 5),
+            st.sampled_from([0, 0, 1, -1]),
+            st.sampled_from(["a", "b"]),
+            st.integers(0, 2),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
     num_blocks=st.integers(14, 20),
     max_batch_tokens=st.integers(1, 40),
     max_sequences=st.integers(1, 6),
 )
-def test_budgets_hold_and_the_earliest_always_advances(
-    requests: list[tuple[int, int, int]], num_blocks: int, max_batch_tokens: int, max_sequences: int
+def test_budgets_hold_and_the_least_rank_always_advances(
+    requests: list[tuple[int, int, int, int, str, int]], num_blocks: int, max_batch_tokens: int, max_sequences: int
 ) -> None:
     scheduler = new_scheduler(
         num_blocks=num_blocks, block_size=3, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences
     )
     arrivals = [
-        (new_sequence(request_id, num_prompt, num_new), wait)
-        for request_id, (num_prompt, num_new, wait) in enumerate(requests)
+        (new_sequence(request_id, num_prompt, num_new, priority=priority, owner=owner, token=token), wait)
+        for request_id, (num_prompt, num_new, wait, priority, owner, token) in enumerate(requests)
     ]
     while arrivals or scheduler.running or scheduler.waiting:
         while arrivals and (arrivals[0][1] <= 0 or not (scheduler.running or scheduler.waiting)):
@@ -139,9 +217,14 @@ def test_budgets_hold_and_the_earliest_always_advances(
         chunks = scheduler.schedule()
         assert 1 <= sum(chunk.length for chunk in chunks) <= max_batch_tokens
         assert len(scheduler.running) <= max_sequences
-        assert chunks[0].sequence is min(unfinished, key=lambda sequence: sequence.request_id)
+        assert chunks[0].sequence is min(unfinished, key=lambda sequence: sequence.rank)
         for chunk in chunks:
             assert chunk.start == chunk.sequence.num_computed
+            shared_by_others = {
+                b for other in scheduler.running if other is not chunk.sequence for b in other.block_table
+            }
+            written = chunk.sequence.block_table[chunk.start // 3 : (chunk.start + chunk.length - 1) // 3 + 1]
+            assert not shared_by_others & set(written)
             assert len(chunk.sequence.block_table) * 3 >= chunk.start + chunk.length
         run(scheduler, chunks)
     assert scheduler.blocks.num_free == num_blocks

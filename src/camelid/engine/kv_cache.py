@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
+from torch import Tensor
 
 from camelid.model.attention import AttentionContext, PackedContext, causal_attention, visible_keys
 from camelid.model.image_memory import image_reads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from torch import Tensor
 
     from camelid.model.attention import Reach
     from camelid.model.base import ModelConfig
@@ -41,6 +40,9 @@ class PagedKVCache:
     `dtype` is the one that the model computes in.
     """
 
+    is_exact = True
+    """Whether what is read is what was written."""
+
     def __init__(
         self, config: ModelConfig, num_blocks: int, block_size: int, *, device: torch.device, dtype: torch.dtype
     ) -> None:
@@ -58,7 +60,15 @@ class PagedKVCache:
         """Keys and values of one token in all layers."""
         return config.kv_elements_per_token * dtype.itemsize
 
-    def write(self, layer: int, slots: slice | Tensor, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """All storage by name; the first dimension of each is slots."""
+        return [
+            (f"{kind}.{layer}", tensor)
+            for kind, layers in (("keys", self.keys), ("values", self.values))
+            for layer, tensor in enumerate(layers)
+        ]
+
+    def write(self, layer: int, slots: slice | Tensor, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Rows, Rows]:
         """Store the keys and values of T tokens, and return the layer's whole storage."""
         keys, values = self.keys[layer], self.values[layer]
         if isinstance(slots, slice):
@@ -68,6 +78,81 @@ class PagedKVCache:
             keys.index_copy_(0, slots, k_TKD)
             values.index_copy_(0, slots, v_TKD)
         return keys, values
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedRows:
+    """Keys or values of one layer in 8 bits, with a scale for each token and head: what is read is dequantised."""
+
+    codes: Tensor
+    """int8 [slots, K, D]."""
+    scales: Tensor
+    """[slots, K, 1]."""
+
+    def __getitem__(self, slots: slice | Tensor) -> Tensor:
+        return self.codes[slots] * self.scales[slots]
+
+    def index_select(self, dim: int, slots: Tensor) -> Tensor:
+        """Some slots' rows."""
+        return self.codes.index_select(dim, slots) * self.scales.index_select(dim, slots)
+
+    def write(self, slots: slice | Tensor, x_TKD: Tensor) -> None:
+        """Round to the nearest of 255 steps up to the greatest magnitude of each token and head."""
+        scales_TK1 = x_TKD.abs().amax(-1, keepdim=True) / 127
+        codes_TKD = (x_TKD / scales_TK1.clamp(min=torch.finfo(x_TKD.dtype).tiny)).round()
+        self.codes[slots] = codes_TKD.to(torch.int8)
+        self.scales[slots] = scales_TK1
+
+
+Rows: TypeAlias = Tensor | QuantizedRows
+"""One layer's keys or values, read by slots."""
+
+
+class QuantizedKVCache(PagedKVCache):
+    """The same in 8 bits: a quarter of fp32's memory, half of bf16's, and a little more for the scales.
+
+    A key or value is off by at most 1/254 of the greatest magnitude of its token and head. All attention reads what is
+    stored, the newest tokens included, so that chunks, batches and shared prefixes change nothing.
+    """
+
+    is_exact = False
+
+    def __init__(
+        self, config: ModelConfig, num_blocks: int, block_size: int, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(config, num_blocks, block_size, device=device, dtype=torch.int8)
+        self.dtype = dtype
+        shape = (num_blocks * block_size, config.num_key_value_heads, 1)
+        self.key_rows, self.value_rows = (
+            [QuantizedRows(codes, torch.empty(shape, device=device, dtype=dtype)) for codes in layers]
+            for layers in (self.keys, self.values)
+        )
+
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+        """Keys, values and their scales of one token in all layers."""
+        num_scales = config.kv_elements_per_token // config.head_dim
+        return config.kv_elements_per_token + num_scales * dtype.itemsize
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """All storage by name; the first dimension of each is slots."""
+        scales = [
+            (f"{kind}.{layer}.scales", rows.scales)
+            for kind, layers in (("keys", self.key_rows), ("values", self.value_rows))
+            for layer, rows in enumerate(layers)
+        ]
+        return [*super().tensors(), *scales]
+
+    def write(self, layer: int, slots: slice | Tensor, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Rows, Rows]:
+        """Store the keys and values of T tokens, and return the layer's whole storage."""
+        keys, values = self.key_rows[layer], self.value_rows[layer]
+        keys.write(slots, k_TKD)
+        values.write(slots, v_TKD)
+        return keys, values
+
+
+CACHES = {"exact": PagedKVCache, "q8": QuantizedKVCache}
+"""How keys and values are kept: in the model's dtype, or in 8 bits."""
 
 
 class PagedContext(AttentionContext):
@@ -92,10 +177,10 @@ class PagedContext(AttentionContext):
         memories: Sequence[ImageMemory | None] | None = None,
     ) -> None:
         self._cache = cache
-        spans: list[_Span] = []
+        spans: list[Span] = []
         start = 0
         for query_len, cached_len, block_table in zip(query_lens, cached_lens, block_tables, strict=True):
-            spans.append(_Span(start, query_len, cached_len, block_table))
+            spans.append(Span(start, query_len, cached_len, block_table))
             start += query_len
         self.positions = torch.tensor(
             [position for span in spans for position in range(span.cached_len, span.total)],
@@ -129,7 +214,7 @@ class PagedContext(AttentionContext):
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
+class Span:
     """One sequence's part of the step: tokens start … start + query_len of T."""
 
     start: int
@@ -139,10 +224,12 @@ class _Span:
 
     @property
     def total(self) -> int:
+        """Tokens of the sequence after the step."""
         return self.cached_len + self.query_len
 
     @property
     def rows(self) -> slice:
+        """Its tokens among the T."""
         return slice(self.start, self.start + self.query_len)
 
     def sees_all(self, reach: Reach | None) -> bool:
@@ -163,7 +250,7 @@ class _Route(Protocol):
     def rows(self) -> slice | Tensor:
         """The tokens it serves."""
 
-    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Rows, values: Rows, scale: float) -> Tensor:
         """The attended values of its tokens. `keys` and `values` are the layer's cache, new tokens included."""
 
 
@@ -173,7 +260,7 @@ class _Fresh:
 
     rows: slice
 
-    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Rows, values: Rows, scale: float) -> Tensor:
         q, k, v = (x[None, self.rows] for x in (q_THD, k_TKD, v_TKD))
         return causal_attention(q, k, v, scale=scale)[0]
 
@@ -185,7 +272,7 @@ class _FreshTogether:
     rows: slice
     context: PackedContext
 
-    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Rows, values: Rows, scale: float) -> Tensor:
         q, k, v = (x[self.rows] for x in (q_THD, k_TKD, v_TKD))
         return self.context.attend(0, q, k, v, scale=scale)
 
@@ -198,7 +285,7 @@ class _Continued:
     slots: slice | Tensor
     mask_SL: Tensor | None
 
-    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Rows, values: Rows, scale: float) -> Tensor:
         k, v = (x[self.slots][None] for x in (keys, values))
         return causal_attention(q_THD[None, self.rows], k, v, scale=scale, mask=self.mask_SL)[0]
 
@@ -212,13 +299,16 @@ class _Decoded:
     mask_B11L: Tensor | None
     num_sequences: int
 
-    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, keys: Rows, values: Rows, scale: float) -> Tensor:
         q_B1HD = q_THD[self.rows].unsqueeze(1)
-        k, v = (x.index_select(0, self.slots).view(self.num_sequences, -1, *x.shape[1:]) for x in (keys, values))
+        k, v = (self._padded(x.index_select(0, self.slots)) for x in (keys, values))
         return causal_attention(q_B1HD, k, v, scale=scale, mask=self.mask_B11L).squeeze(1)
 
+    def _padded(self, x_NKD: Tensor) -> Tensor:
+        return x_NKD.view(self.num_sequences, -1, *x_NKD.shape[1:])
 
-def _slots_to_write(spans: list[_Span], cache: PagedKVCache) -> slice | Tensor:
+
+def _slots_to_write(spans: list[Span], cache: PagedKVCache) -> slice | Tensor:
     """The slots of the T new tokens; a slice if one sequence runs and lies in one piece."""
     size = cache.block_size
     if len(spans) == 1 and (first := spans[0].first_slot(size)) is not None:
@@ -231,7 +321,7 @@ def _slots_to_write(spans: list[_Span], cache: PagedKVCache) -> slice | Tensor:
     return torch.tensor(slots, dtype=torch.int64, device=cache.device)
 
 
-def _routes(spans: list[_Span], cache: PagedKVCache, reach: Reach | None = None) -> list[_Route]:
+def _routes(spans: list[Span], cache: PagedKVCache, reach: Reach | None = None) -> list[_Route]:
     longest = LONG if cache.device.type == "cpu" else math.inf
     together = [
         span
@@ -240,7 +330,7 @@ def _routes(spans: list[_Span], cache: PagedKVCache, reach: Reach | None = None)
     ]
     if len(together) < 2:
         together = []
-    fresh = _side_by_side(spans) if cache.device.type == "cuda" and reach is None else []
+    fresh = _side_by_side(spans) if cache.device.type == "cuda" and cache.is_exact and reach is None else []
     grouped = {span.start for span in (*together, *fresh)}
     routes: list[_Route] = [
         _alone(span, cache) if reach is None or span.sees_all(reach) else _within(reach, span, cache)
@@ -255,7 +345,7 @@ def _routes(spans: list[_Span], cache: PagedKVCache, reach: Reach | None = None)
     return routes
 
 
-def _side_by_side(spans: list[_Span]) -> list[_Span]:
+def _side_by_side(spans: list[Span]) -> list[Span]:
     """The sequences without a past, if there are several and no other lies between them."""
     fresh = [span for span in spans if span.cached_len == 0]
     num_tokens = sum(span.query_len for span in fresh)
@@ -263,11 +353,11 @@ def _side_by_side(spans: list[_Span]) -> list[_Span]:
     return fresh if in_one_piece else []
 
 
-def _alone(span: _Span, cache: PagedKVCache) -> _Route:
-    if span.cached_len == 0:
+def _alone(span: Span, cache: PagedKVCache) -> _Route:
+    if span.cached_len == 0 and cache.is_exact:
         return _Fresh(span.rows)
     mask = None
-    if span.query_len > 1:
+    if span.query_len > 1 and span.cached_len > 0:
         hidden = torch.full((span.query_len, span.total), -math.inf, device=cache.device, dtype=cache.dtype)
         mask = hidden.triu(span.cached_len + 1)
     first = span.first_slot(cache.block_size)
@@ -276,7 +366,7 @@ def _alone(span: _Span, cache: PagedKVCache) -> _Route:
     return _Continued(span.rows, _slots_to_read([span], cache)[0, : span.total], mask)
 
 
-def _within(reach: Reach, span: _Span, cache: PagedKVCache) -> _Continued:
+def _within(reach: Reach, span: Span, cache: PagedKVCache) -> _Continued:
     """A sequence that sees less than its past reads from the first key that any of its queries sees."""
     queries = range(span.cached_len, span.total)
     first_key = max(reach.first_key(queries.start), 0)
@@ -287,7 +377,7 @@ def _within(reach: Reach, span: _Span, cache: PagedKVCache) -> _Continued:
     return _Continued(span.rows, _slots_to_read([span], cache)[0, first_key : span.total], mask)
 
 
-def _decoded(spans: list[_Span], cache: PagedKVCache) -> _Decoded:
+def _decoded(spans: list[Span], cache: PagedKVCache) -> _Decoded:
     slots_BL = _slots_to_read(spans, cache)
     totals_B1 = torch.tensor([[span.total] for span in spans], device=cache.device)
     longest = max(span.total for span in spans)
@@ -305,7 +395,7 @@ def _decoded(spans: list[_Span], cache: PagedKVCache) -> _Decoded:
     return _Decoded(rows, slots_BL.flatten(), mask_B11L, len(spans))
 
 
-def _slots_to_read(spans: list[_Span], cache: PagedKVCache) -> Tensor:
+def _slots_to_read(spans: list[Span], cache: PagedKVCache) -> Tensor:
     """All slots of each sequence's blocks [B, L rounded up to blocks]; shorter tables repeat their first block."""
     num_blocks = max(-(-span.total // cache.block_size) for span in spans)
     tables = [(span.block_table + [span.block_table[0]] * num_blocks)[:num_blocks] for span in spans]

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from camelid.engine.invariant import InvariantContext, num_padded
 from camelid.engine.kv_cache import PagedContext
+from camelid.engine.sampling.logprobs import token_logprobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,45 +17,85 @@ if TYPE_CHECKING:
     from camelid.engine.kv_cache import PagedKVCache
     from camelid.engine.sequence import Chunk
     from camelid.model.base import LanguageModel
+    from camelid.model.lora import Adapters
+
+
+SCORED_TOGETHER = 64
+"""Rows of the vocabulary's scores that are held at once for `prompt_logprobs`: 33 MB each time of 128,000 tokens."""
 
 
 class ModelRunner:
     """Runs chunks of any sequences in one forward pass over the paged cache."""
 
-    def __init__(self, model: LanguageModel, cache: PagedKVCache) -> None:
+    def __init__(
+        self, model: LanguageModel, cache: PagedKVCache, adapters: Adapters, *, invariant: bool = False
+    ) -> None:
         self.model = model
         self.cache = cache
+        self.adapters = adapters
+        self.invariant = invariant
+        """Whether a token's result may hang on nothing but its own sequence; see `camelid.engine.invariant`."""
 
     @torch.inference_mode()
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Compute the chunks' tokens, keep their keys and values, and score what follows the chunks that are last.
 
         Returns:
-            Logits fp32 [B, V], a row for each chunk whose `is_last` holds, in order.
+            Logits fp32 [B, V]: for each chunk whose `is_last` holds a row, and a row behind each of its guesses.
         """
         for chunk in chunks:
             sequence = chunk.sequence
             if sequence.images and sequence.memory is None:
                 sequence.memory = self.model.image_memory(sequence.images, sequence.image_positions)
-        context = PagedContext(
+        context = (InvariantContext if self.invariant else PagedContext)(
             self.cache,
-            [chunk.length for chunk in chunks],
+            [chunk.length + len(chunk.drafts) for chunk in chunks],
             [chunk.start for chunk in chunks],
             [chunk.sequence.block_table for chunk in chunks],
             [chunk.sequence.memory for chunk in chunks],
         )
-        hidden_TE = self.hidden([i for chunk in chunks for i in chunk.token_ids], context)
-        ends = accumulate(chunk.length for chunk in chunks)
-        rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.is_last]
+        with self.adapters.applied(
+            [(chunk.sequence.params.adapter, chunk.length + len(chunk.drafts)) for chunk in chunks]
+        ):
+            hidden_TE = self.hidden([i for chunk in chunks for i in chunk.token_ids], context)
+        start = 0
+        for chunk in chunks:
+            if chunk.sequence.params.prompt_logprobs is not None:
+                self._score_prompt(chunk, hidden_TE[start : start + chunk.length])
+            start += chunk.length + len(chunk.drafts)
+        ends = accumulate(chunk.length + len(chunk.drafts) for chunk in chunks)
+        rows = [
+            row
+            for end, chunk in zip(ends, chunks, strict=True)
+            if chunk.is_last
+            for row in range(end - 1 - len(chunk.drafts), end)
+        ]
         if not rows:
             return hidden_TE.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
-        if len(rows) < len(hidden_TE):
+        num_rows = len(rows)
+        if self.invariant:
+            rows += [0] * (num_padded(num_rows) - num_rows)
+        if rows != list(range(len(hidden_TE))):
             hidden_TE = hidden_TE[torch.tensor(rows, device=hidden_TE.device)]
-        return self.model.logits(hidden_TE)
+        return self.model.logits(hidden_TE)[:num_rows]
+
+    def _score_prompt(self, chunk: Chunk, hidden_TE: Tensor) -> None:
+        """Note how likely the prompt's tokens were that follow the chunk's; a chunk that runs again notes it again."""
+        sequence = chunk.sequence
+        following = sequence.token_ids[chunk.start + 1 : min(chunk.start + chunk.length + 1, sequence.num_prompt)]
+        if not following:
+            return
+        del sequence.prompt_logprobs[chunk.start :]
+        num_top = sequence.params.prompt_logprobs or 0
+        for first in range(0, len(following), SCORED_TOGETHER):
+            ids = following[first : first + SCORED_TOGETHER]
+            logits_TV = self.model.logits(hidden_TE[first : first + len(ids)])
+            sequence.prompt_logprobs += token_logprobs(logits_TV, ids, num_top)
 
     def hidden(self, ids: list[int], context: PagedContext) -> Tensor:
         """Final hidden states [T, E] of the tokens of a context."""
         if self.model.training:  # a trainer that rolls out has switched it
             self.model.eval()
+        ids = ids + [0] * (len(context.positions) - len(ids))
         hidden_TE: Tensor = self.model(torch.tensor(ids, device=self.cache.device), context.positions, context)
         return hidden_TE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -18,6 +18,16 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the model itself took a token to be."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens of the place and their log-probabilities, best first."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """What one step added to one request."""
 
@@ -30,6 +40,10 @@ class StepOutput:
     """The token that ended the reply, if `finish_reason` is "stop"."""
     error: EngineError | None = None
     """What went wrong, if `finish_reason` is "error"."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token, where the request asks for them."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """With the first token: one for each token of the prompt but the first, where the request asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,8 @@ class Completion:
     finish_reason: FinishReason
     stop_token: int | None = None
     """The token that ended the reply, if `finish_reason` is "stop"."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 class Generator(Protocol):
@@ -49,7 +65,7 @@ class Generator(Protocol):
     def generate(
         self, prompts: Iterable[Iterable[int]], params: SamplingParams | Iterable[SamplingParams]
     ) -> list[Completion]:
-        """One completion per prompt, in order; one `params` for all, or one each."""
+        """One completion per prompt, in order, or `params.n` of each; one `params` for all prompts, or one each."""
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Replace parameters by name; those not named keep their values."""

@@ -60,6 +60,21 @@ class Matrix(nn.Module):
         self.packed = packed
         self.weight = None
 
+    def dense(self) -> Tensor:
+        """The weight [rows, columns]; unpacked to fp32 if packed."""
+        if self.packed is None:
+            assert self.weight is not None
+            return self.weight.detach()
+        assert self._codec is not None
+        return self._codec.unpack(self.packed)
+
+    def load_dense(self, weight: Tensor) -> None:
+        """Replace the weight, packed or not, by a dense one of the same shape."""
+        assert tuple(weight.shape) == self.shape
+        self.weight = nn.Parameter(weight, requires_grad=weight.is_floating_point())
+        self.packed = None
+        self._codec = None
+
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         """x · weightᵀ + bias: [T, O], typed like x."""
         if self.packed is None:

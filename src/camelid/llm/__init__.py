@@ -10,14 +10,14 @@ llm.generate("What is this?", images=[Path("cat.png")]).text  # by a model that 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from inspect import signature
-from operator import index
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from camelid.base.errors import (
     CamelidError,
@@ -29,6 +29,8 @@ from camelid.base.errors import (
 )
 from camelid.base.fair_lock import FairLock
 from camelid.engine.params import SamplingParams
+from camelid.llm.prompts import Message, Prompt, is_batch, is_conversation, is_texts, token_ids_of
+from camelid.llm.reply import Chunk, Generation, Reply
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,41 +39,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from camelid.engine.engine import Engine
+    from camelid.engine.vocabulary import Vocabulary
     from camelid.model.base import LanguageModel
     from camelid.model.image_files import ImageSource
     from camelid.model.image_memory import PromptImage
     from camelid.model.image_reader import ImageReader
-    from camelid.tokenizer import StreamDecoder, Tokenizer
+    from camelid.tokenizer import Tokenizer
     from camelid.tokenizer.chat import ChatFormat
 
-Message: TypeAlias = Mapping[str, Any]
-"""One message of OpenAI's schema: role, content, and what else the role has."""
+__all__ = ["LLM", "Chunk", "Generation", "Message", "Prompt", "check_tokenizer_fits", "load", "sampling_params"]
 
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
-"""Text to continue, token ids to continue, or a conversation to answer."""
+Pooling: TypeAlias = Literal["mean", "last"]
+"""How the states of a text's tokens become one vector."""
 
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished reply."""
-
-    text: str
-    """Without control tokens and without the stop text that ended it."""
-    token_ids: list[int]
-    """What the model produced, without the token that ended it."""
-    finish_reason: str
-    """"stop": the model or a stop text ended it; "length": `max_tokens` or the context did."""
-    num_prompt_tokens: int
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of a reply that is being produced; the pieces' texts joined are the reply's text."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None = None
-    """None until the last piece."""
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
+"""JSON schemas of tools."""
 
 
 def load(
@@ -168,7 +150,7 @@ class LLM:
         self.generation_config = dict(generation_config or {})
         self.preprocessor_config = dict(preprocessor_config or {})
         self._engine_options = _known_engine_options(engine_options)
-        self._replies: dict[int, _Reply] = {}
+        self._replies: dict[int, Reply] = {}
         self._forgotten: deque[int] = deque()
         """Requests that nobody waits for any more."""
         self._lock = FairLock()
@@ -190,7 +172,24 @@ class LLM:
         """The engine that runs the model."""
         from camelid.engine.engine import Engine
 
-        return Engine(self.model, stop_ids=tuple(sorted(self.stop_ids)), **self._engine_options)
+        return Engine(
+            self.model, stop_ids=tuple(sorted(self.stop_ids)), vocabulary=self._vocabulary, **self._engine_options
+        )
+
+    def _vocabulary(self) -> Vocabulary:
+        """The bytes of every token, for the engine's grammars."""
+        from camelid.engine.vocabulary import Vocabulary
+
+        tokenizer = self.tokenizer
+        control = {token_id: name.encode() for name, token_id in tokenizer.special.ids.items()}
+        token_bytes = []
+        for token_id in range(tokenizer.vocab_size):
+            try:
+                data = tokenizer.token_bytes(token_id)
+            except TokenizerError:  # an id without a token
+                data = b""
+            token_bytes.append(b"" if token_id in control else data)
+        return Vocabulary(token_bytes, control, tokenizer.encode)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -218,7 +217,7 @@ class LLM:
         """Tokens of prompt and reply together: what the model was made for, or what the cache holds if that is less."""
         return self.engine.max_context
 
-    def encode_prompt(self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+    def encode_prompt(self, prompt: Prompt, *, tools: Tools | None = None) -> list[int]:
         """The token ids that the model is given for a prompt.
 
         Text starts with the begin-of-sequence token where the model wants one; ids are taken as they are; a
@@ -227,7 +226,7 @@ class LLM:
         return self._encode(prompt, tools, 0)[0]
 
     def _encode(
-        self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None, num_images: int
+        self, prompt: Prompt, tools: Tools | None, num_images: int
     ) -> tuple[list[int], Sequence[object | None]]:
         """The token ids of a prompt with images beside it, and what it shows itself: None for each image from there."""
         beside = [None] * num_images
@@ -238,8 +237,8 @@ class LLM:
                 assert ids[: len(start)] == start
                 ids[len(start) : len(start)] = [self._image_token_id] * num_images
             return ids, beside
-        if not _is_conversation(prompt):
-            return self._with_image_tokens(_token_ids(prompt)), beside
+        if not is_conversation(prompt):
+            return self._with_image_tokens(token_ids_of(prompt)), beside
         rendered = self.chat_format.render(prompt, tools=tools, add_generation_prompt=True)
         return self._with_image_tokens(rendered.ids), rendered.images
 
@@ -277,24 +276,42 @@ class LLM:
         self,
         prompt: Prompt,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = ...,
+        tools: Tools | None = ...,
         images: Sequence[ImageSource] | None = ...,
+        n: None = ...,
         **sampling: Any,
     ) -> Generation: ...
 
     @overload
     def generate(
-        self, prompt: Sequence[Prompt], *, tools: Sequence[Mapping[str, Any]] | None = ..., **sampling: Any
+        self,
+        prompt: Prompt,
+        *,
+        tools: Tools | None = ...,
+        images: Sequence[ImageSource] | None = ...,
+        n: int,
+        **sampling: Any,
     ) -> list[Generation]: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], *, tools: Tools | None = ..., n: None = ..., **sampling: Any
+    ) -> list[Generation]: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], *, tools: Tools | None = ..., n: int, **sampling: Any
+    ) -> list[list[Generation]]: ...
 
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         images: Sequence[ImageSource] | None = None,
+        n: int | None = None,
         **sampling: Any,
-    ) -> Generation | list[Generation]:
+    ) -> Generation | list[Generation] | list[list[Generation]]:
         """Continue a text, continue token ids or answer a conversation; a list of prompts runs as one batch.
 
         Args:
@@ -302,6 +319,7 @@ class LLM:
             tools: JSON schemas of tools that a conversation may call.
             images: of a single prompt: they come before a text, fill the places of a conversation's `{"type": "image"}`
                 parts, and stand for the image tokens among ids, in order.
+            n: give a list of so many replies in place of each reply.
             sampling: fields of `SamplingParams`; greedy by default.
 
         Raises:
@@ -309,30 +327,103 @@ class LLM:
             SamplingError: an unknown or impossible sampling setting.
             CamelidError: images for a model that reads text only, for a batch, or more or fewer than have a place.
         """
-        params = sampling_params(sampling)
-        if not _is_batch(prompt):
-            return self._run([self._prepare(cast("Prompt", prompt), tools, params, images)])[0]
-        if images is not None:
+        params = sampling_params(sampling if n is None else {**sampling, "n": n})
+        if not is_batch(prompt):
+            batch = [self._prepare(cast("Prompt", prompt), tools, params, images)]
+        elif images is not None:
             raise CamelidError("images belong to one prompt", hint="in a batch, show them in the messages' content")
-        return self._run([self._prepare(one, tools, params) for one in cast("Sequence[Prompt]", prompt)])
+        else:
+            batch = [self._prepare(one, tools, params) for one in cast("Sequence[Prompt]", prompt)]
+        replies = self._run([replace(one, params=sample) for one in batch for sample in params.samples()])
+        per_prompt = [replies[start : start + params.n] for start in range(0, len(replies), params.n)]
+        if n is None:
+            return replies if is_batch(prompt) else replies[0]
+        return per_prompt if is_batch(prompt) else per_prompt[0]
 
     def stream(
         self,
         prompt: Prompt,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         images: Sequence[ImageSource] | None = None,
         **sampling: Any,
     ) -> Generator[Chunk]:
         """`generate` for one prompt, piece by piece; closing the iterator cancels the rest."""
         return self._stream(self._prepare(prompt, tools, sampling_params(sampling), images))
 
+    async def astream(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Tools | None = None,
+        images: Sequence[ImageSource] | None = None,
+        **sampling: Any,
+    ) -> AsyncGenerator[Chunk]:
+        """`stream` for `async for`: steps run on a thread, and many streams share them.
+
+        A task that is cancelled, or an iterator that is closed or dropped, cancels the rest.
+        """
+        prepared = self._prepare(prompt, tools, sampling_params(sampling), images)
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start, prepared))
+        try:
+            request, reply = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(self._forget_started)
+            raise
+        try:
+            finished = False
+            while not finished:
+                await asyncio.to_thread(self._step, reply)
+                while reply.chunks:
+                    chunk = reply.chunks.popleft()
+                    finished = chunk.finish_reason is not None
+                    yield chunk
+            reply.raise_error()
+        finally:
+            self._forget(request)
+
+    @overload
+    def embed(self, text: str | Sequence[int], *, pooling: Pooling = ...) -> Tensor: ...
+
+    @overload
+    def embed(self, text: Sequence[str] | Sequence[Sequence[int]], *, pooling: Pooling = ...) -> Tensor: ...
+
+    def embed(
+        self, text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], *, pooling: Pooling = "mean"
+    ) -> Tensor:
+        """Texts as vectors of length 1, fp32 [E], or [N, E] for a list: the model's last hidden states, pooled.
+
+        A model that was not trained for it gives vectors of some use: texts that look alike come out near.
+
+        Args:
+            text: text or token ids, or a list of either.
+            pooling: over all tokens ("mean"), or the last one's state, which has seen all others ("last").
+
+        Raises:
+            ContextLengthError: a text is longer than the context.
+            CamelidError: another pooling.
+        """
+        if pooling not in ("mean", "last"):
+            raise CamelidError(f"pooling is 'mean' or 'last', not {pooling!r}", where="pooling")
+        import torch
+
+        texts = cast("Sequence[Prompt]", text) if is_texts(text) else [cast("Prompt", text)]
+        vectors: list[Tensor] = []
+        for one in texts:
+            with self._lock:
+                states_SE = self.engine.hidden_states(self.encode_prompt(one))
+            vector_E = states_SE.mean(0) if pooling == "mean" else states_SE[-1]
+            vectors.append(vector_E / vector_E.norm())
+        if not is_texts(text):
+            return vectors[0]
+        return torch.stack(vectors) if vectors else torch.empty(0, self.model.config.hidden_size)
+
     def _stream(self, prepared: _Prepared) -> Generator[Chunk]:
         request, reply = self._start(prepared)
         try:
             finished = False
             while not finished:
-                self._step()
+                self._step(reply)
                 while reply.chunks:
                     chunk = reply.chunks.popleft()
                     finished = chunk.finish_reason is not None
@@ -342,7 +433,7 @@ class LLM:
             self._forget(request)
 
     def _run(self, batch: Sequence[_Prepared]) -> list[Generation]:
-        replies: dict[int, _Reply] = {}
+        replies: dict[int, Reply] = {}
         try:
             for prepared in batch:
                 request, reply = self._start(prepared)
@@ -355,41 +446,56 @@ class LLM:
             for request in replies:
                 self._forget(request)
         return [
-            Generation(reply.text, reply.token_ids, reply.finish_reason or "stop", len(prepared.ids))
+            Generation(
+                reply.text,
+                reply.token_ids,
+                reply.finish_reason or "stop",
+                len(prepared.ids),
+                reply.logprobs,
+                reply.prompt_logprobs,
+            )
             for reply, prepared in zip(replies.values(), batch, strict=True)
         ]
 
     def _prepare(
         self,
         prompt: Prompt,
-        tools: Sequence[Mapping[str, Any]] | None,
+        tools: Tools | None,
         params: SamplingParams,
         images: Sequence[ImageSource] | None = None,
     ) -> _Prepared:
         # A reply in a conversation is a text of its own; what continues a text keeps the space that it starts with.
-        continuing = isinstance(prompt, str) or not _is_conversation(prompt)
+        continuing = isinstance(prompt, str) or not is_conversation(prompt)
         ids, places = self._encode(prompt, tools, len(images or ()))
         return _Prepared(ids, params, continuing, self._read_images(_filled(places, images or ())))
 
-    def _start(self, prepared: _Prepared) -> tuple[int, _Reply]:
-        reply = _Reply(self.tokenizer.stream(continuing=prepared.continuing), prepared.params.stop)
+    def _start(self, prepared: _Prepared) -> tuple[int, Reply]:
+        reply = Reply(self.tokenizer.stream(continuing=prepared.continuing), prepared.params)
         with self._lock:
             request = self.engine.add(prepared.ids, prepared.params, images=prepared.images)
             self._replies[request] = reply
         return request, reply
 
-    def _step(self) -> None:
-        """One step of the engine; every open reply gets its tokens, whoever asked for the step."""
+    def _step(self, reply: Reply | None = None) -> None:
+        """One step of the engine, unless this reply has something already; every open one gets its tokens."""
         with self._lock:
+            if reply is not None and (reply.chunks or reply.finish_reason):
+                return
             for output in self.engine.step():
                 reply = self._replies.get(output.request_id)
                 if reply is None or reply.finish_reason:
                     continue
                 reply.error = output.error
-                stopped_by_text = reply.extend(output.token_ids, output.finish_reason)
+                reply.prompt_logprobs += output.prompt_logprobs
+                stopped_by_text = reply.extend(output.token_ids, output.finish_reason, output.logprobs)
                 if stopped_by_text and not output.finish_reason:
                     self.engine.cancel(output.request_id)
             self._cancel_forgotten()
+
+    def _forget_started(self, starting: asyncio.Future[tuple[int, Reply]]) -> None:
+        """Forget a request whose task was cancelled while it was being queued."""
+        if not starting.cancelled() and starting.exception() is None:
+            self._forget(starting.result()[0])
 
     def _forget(self, request: int) -> None:
         self._forgotten.append(request)
@@ -415,65 +521,6 @@ class _Prepared:
     images: list[PromptImage]
 
 
-class _Reply:
-    """Turns one request's token ids into text and watches for stop texts.
-
-    Text that may be the start of a stop text is held back until it is known not to be.
-    """
-
-    def __init__(self, decoder: StreamDecoder, stop: tuple[str, ...]) -> None:
-        self.text = ""
-        self.token_ids: list[int] = []
-        self.finish_reason: str | None = None
-        self.chunks: deque[Chunk] = deque()
-        self.error: CamelidError | None = None
-        self._stop = stop
-        self._decoder = decoder
-        self._held = ""
-
-    def extend(self, token_ids: Sequence[int], finish_reason: str | None) -> bool:
-        """Take new tokens; whether a stop text ended the reply."""
-        stopped = False
-        taken: list[int] = []
-        for token_id in token_ids:
-            taken.append(token_id)
-            self._held += self._decoder.push(token_id)
-            if stopped := self._cut_at_stop():
-                break
-        if finish_reason and not stopped:
-            self._held += self._decoder.flush()
-            stopped = self._cut_at_stop()
-        reason = "stop" if stopped else finish_reason
-        keep = 0 if reason else self._unsure()
-        text = self._held[: len(self._held) - keep]
-        self._held = self._held[len(text) :]
-        self.text += text
-        self.token_ids += taken
-        self.chunks.append(Chunk(text, taken, reason))
-        self.finish_reason = reason  # last: another thread may be waiting for it
-        return stopped
-
-    def raise_error(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-    def _cut_at_stop(self) -> bool:
-        found = [index for index in (self._held.find(stop) for stop in self._stop) if index >= 0]
-        if not found:
-            return False
-        self._held = self._held[: min(found)]
-        return True
-
-    def _unsure(self) -> int:
-        """How many of the last characters may be the start of a stop text."""
-        longest = 0
-        for stop in self._stop:
-            for length in range(1, min(len(stop), len(self._held) + 1)):
-                if self._held.endswith(stop[:length]):
-                    longest = max(longest, length)
-        return longest
-
-
 def sampling_params(settings: Mapping[str, Any], base: SamplingParams | None = None) -> SamplingParams:
     """Sampling parameters from keywords.
 
@@ -493,7 +540,7 @@ def sampling_params(settings: Mapping[str, Any], base: SamplingParams | None = N
 def _known_engine_options(options: dict[str, Any]) -> dict[str, Any]:
     from camelid.engine.engine import Engine
 
-    known = set(signature(Engine).parameters) - {"model", "stop_ids"}
+    known = set(signature(Engine).parameters) - {"model", "stop_ids", "vocabulary"}
     for name in options:
         if name not in known:
             raise EngineError(f"unknown engine option '{name}'", hint=did_you_mean(name, known))
@@ -510,35 +557,3 @@ def _filled(places: Sequence[object | None], given: Sequence[object]) -> list[ob
         )
     rest = iter(given)
     return [next(rest) if place is None else place for place in places]
-
-
-def _is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-
-
-def _token_ids(prompt: object) -> list[int]:
-    ids = _checked(prompt)
-    try:
-        return [index(token_id) for token_id in ids]
-    except TypeError as error:
-        kinds = ", ".join(sorted({type(item).__name__ for item in ids}))
-        raise CamelidError(
-            f"a prompt is text, token ids or messages, not a {type(prompt).__name__} of {kinds}",
-            hint="ids are integers; only `generate` takes a list of prompts",
-        ) from error
-
-
-def _is_batch(prompt: object) -> bool:
-    if isinstance(prompt, str):
-        return False
-    prompts = _checked(prompt)
-    return len(prompts) == 0 or isinstance(prompts[0], Sequence)
-
-
-def _checked(prompt: object) -> Sequence[Any]:
-    if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Sequence):
-        raise CamelidError(
-            f"a prompt is text, token ids or messages, not {type(prompt).__name__}",
-            hint='for a tensor, pass ids.tolist(); for a message, pass [{"role": "user", "content": "…"}]',
-        )
-    return prompt
