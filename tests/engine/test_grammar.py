@@ -54,7 +54,8 @@ LEAVES = (
     )
     | st.sampled_from([{"type": "boolean"}, {"type": "null"}])
     | st.builds(
-        lambda v: {"enum": v}, st.lists(st.integers() | st.text(max_size=4) | st.none(), min_size=1, max_size=3)
+        lambda v: {"enum": v},
+        st.lists(st.integers(-(2**53), 2**53) | st.text(max_size=4) | st.none(), min_size=1, max_size=3),
     )
 )
 NAMES = st.text('abcé"\\ ', max_size=3)
@@ -146,6 +147,8 @@ def nested(depth: int) -> str:
         ({"json_schema": {"not": {"type": "string"}}}, "not"),
         ({"json_schema": {"type": "object", "unevaluatedProperties": False}}, "unevaluatedProperties"),
         ({"json_schema": {"enum": []}}, "cannot be honoured"),
+        ({"json_schema": {"enum": [2**53 + 1]}}, "beyond ±9007199254740992"),
+        ({"json_schema": '{"const": -' + "9" * 5000 + "}"}, "beyond ±9007199254740992"),
         ({"json_schema": "{"}, "is no JSON"),
         ({"json_schema": nested(60_000)}, f"deeper than {MAX_NESTING}"),
         ({"regex": "(" * 60_000 + ")" * 60_000}, f"deeper than {MAX_NESTING}"),

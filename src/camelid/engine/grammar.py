@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ MAX_COMPILED = 128
 
 MAX_NESTING = 100
 """Brackets within brackets, and levels of a schema. The compiler recurses, and a stack has an end."""
+
+MAX_WHOLE = 2**53
+"""The largest whole number up to which floats have all of them."""
 
 MAX_BYTES = 2**20
 """Of a grammar's text."""
@@ -150,7 +154,8 @@ def _lark_of_gbnf(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """As a string of Lark's, which takes no control character as it is, and escaped ones as JSON has them."""
+    return re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 def _as_text(value: str | Mapping[str, Any] | tuple[str, ...], kind: str) -> str:
@@ -166,12 +171,23 @@ def _as_text(value: str | Mapping[str, Any] | tuple[str, ...], kind: str) -> str
         raise SamplingError(f"this {kind} has {len(text)} characters and may have {MAX_BYTES}", where=kind)
     if kind != "choice" and _nesting(text) > MAX_NESTING:
         raise _too_deep(kind)
-    if kind == "json_schema" and isinstance(value, str):
+    if kind == "json_schema":
         try:
-            json.loads(text)
+            json.loads(text, parse_int=_whole_number)
         except ValueError as error:
             raise SamplingError(f"the JSON schema is no JSON: {error}", where=kind) from error
     return text
+
+
+def _whole_number(digits: str) -> int:
+    """The number, refused if the compiler, which takes all numbers for floats, would make another of it."""
+    if len(digits) > len(str(MAX_WHOLE)) + 1 or abs(int(digits)) > MAX_WHOLE:
+        raise SamplingError(
+            f"this json_schema cannot be honoured: {digits[:40]} is beyond ±{MAX_WHOLE}",
+            where="json_schema",
+            hint="give such a number as a string",
+        )
+    return int(digits)
 
 
 def _refuse_deep(value: object, kind: str) -> None:
