@@ -10,14 +10,15 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from tiny_llama4 import LLAMA_4, llama4_folder
 
 from camelid.base.errors import ConfigError, FormatError
 from camelid.base.gguf_header import read_gguf_header
-from camelid.checkpoint import convert, load_model, open_checkpoint, save_huggingface
+from camelid.checkpoint import convert, load_model, open_checkpoint
 from camelid.checkpoint import gguf_write as writing
 from camelid.codecs import FORMATS
 from camelid.model.attention import PackedContext
-from camelid.model.llama4 import Llama4, Llama4Config
+from camelid.model.llama4 import Llama4Config
 from camelid.model.rope import Llama3Rope, RopeParameters
 
 if TYPE_CHECKING:
@@ -26,38 +27,19 @@ if TYPE_CHECKING:
 SCOUT_ROPE = Llama3Rope(
     rope_theta=500_000.0, factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0, original_max_position_embeddings=8192
 )
-CONFIG = Llama4Config(
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=64,
-    intermediate_size_mlp=96,
-    num_hidden_layers=5,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    num_local_experts=4,
-    max_position_embeddings=32_768,
-)
 VARIANTS = {
-    "scout": replace(CONFIG, rope_parameters=SCOUT_ROPE),
+    "scout": replace(LLAMA_4, rope_parameters=SCOUT_ROPE),
     "maverick": replace(
-        CONFIG, num_hidden_layers=4, num_local_experts=128, interleave_moe_layer_step=2, use_qk_norm=False
+        LLAMA_4, num_hidden_layers=4, num_local_experts=128, interleave_moe_layer_step=2, use_qk_norm=False
     ),
-    "several experts a token": replace(CONFIG, num_experts_per_tok=3),
-    "Llama 3's scaling": replace(CONFIG, rope_parameters=replace(SCOUT_ROPE, high_freq_factor=4.0), head_dim=64),
-    "tied, other theta": replace(CONFIG, tie_word_embeddings=True, rope_parameters=RopeParameters(rope_theta=10_000.0)),
-    "layers by name": replace(CONFIG, moe_layers=(0, 1, 2, 3, 4), no_rope_layers=(1, 1, 1, 0, 1)),
+    "several experts a token": replace(LLAMA_4, num_experts_per_tok=3),
+    "Llama 3's scaling": replace(LLAMA_4, rope_parameters=replace(SCOUT_ROPE, high_freq_factor=4.0), head_dim=64),
+    "tied, other theta": replace(
+        LLAMA_4, tie_word_embeddings=True, rope_parameters=RopeParameters(rope_theta=10_000.0)
+    ),
+    "layers by name": replace(LLAMA_4, moe_layers=(0, 1, 2, 3, 4), no_rope_layers=(1, 1, 1, 0, 1)),
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def folder_with(path: Path, config: Llama4Config = CONFIG, dtype: torch.dtype = torch.float32) -> Path:
-    model = Llama4.from_config(config)
-    model.initialize(seed=3)
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 8)
-    save_huggingface(model.to(dtype), path)
-    return path
 
 
 def written(source: Path, path: Path, **options: Any) -> Path:
@@ -68,7 +50,7 @@ def written(source: Path, path: Path, **options: Any) -> Path:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_weight_and_setting_comes_back(tmp_path: Path, variant: str, dtype: torch.dtype) -> None:
-    source = folder_with(tmp_path / "source", VARIANTS[variant], dtype)
+    source = llama4_folder(tmp_path / "source", VARIANTS[variant], dtype)
     file = written(source, tmp_path / "m.gguf")
     convert(file, tmp_path / "back", to="huggingface", tokenizer=False)
 
@@ -82,7 +64,7 @@ def test_every_weight_and_setting_comes_back(tmp_path: Path, variant: str, dtype
 
 @torch.inference_mode()
 def test_the_file_computes_what_the_folder_does_beyond_a_chunk_and_a_temperature_step(tmp_path: Path) -> None:
-    source = folder_with(tmp_path / "source", VARIANTS["scout"])
+    source = llama4_folder(tmp_path / "source", VARIANTS["scout"])
     ids, context, logits = torch.arange(40) % 96, PackedContext([40]), []
     positions = context.positions() + 8192 - 20
     for path in (source, written(source, tmp_path / "m.gguf")):
@@ -93,7 +75,7 @@ def test_the_file_computes_what_the_folder_does_beyond_a_chunk_and_a_temperature
 
 
 def test_names_types_and_order_are_llama_cpps(tmp_path: Path) -> None:
-    source = folder_with(tmp_path / "source", VARIANTS["maverick"], torch.bfloat16)
+    source = llama4_folder(tmp_path / "source", VARIANTS["maverick"], torch.bfloat16)
     reader = gguf.GGUFReader(written(source, tmp_path / "m.gguf"))
 
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -127,8 +109,8 @@ def test_names_types_and_order_are_llama_cpps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quantize", ["q4_k_m", "q8_0", "iq4_nl"])
 def test_quantised_experts_are_those_of_the_codec(tmp_path: Path, quantize: str) -> None:
-    config = replace(CONFIG, hidden_size=256, intermediate_size=256, head_dim=64, num_hidden_layers=2)
-    source = folder_with(tmp_path / "source", config)
+    config = replace(LLAMA_4, hidden_size=256, intermediate_size=256, head_dim=64, num_hidden_layers=2)
+    source = llama4_folder(tmp_path / "source", config)
     file = written(source, tmp_path / "m.gguf", quantize=quantize)
 
     header = read_gguf_header(file)
@@ -146,7 +128,7 @@ def test_quantised_experts_are_those_of_the_codec(tmp_path: Path, quantize: str)
 
 
 def test_a_few_rows_at_a_time_give_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = folder_with(tmp_path / "source")
+    source = llama4_folder(tmp_path / "source")
     whole = written(source, tmp_path / "whole.gguf")
     monkeypatch.setattr(writing, "CHUNK_ELEMENTS", 5 * 32)
     assert written(source, tmp_path / "rows.gguf").read_bytes() == whole.read_bytes()
@@ -166,7 +148,7 @@ def test_a_few_rows_at_a_time_give_the_same_file(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_what_llama_cpp_takes_for_granted_must_be_so(tmp_path: Path, setting: str, value: Any) -> None:
-    source = folder_with(tmp_path / "source", replace(CONFIG, **{setting: value}))
+    source = llama4_folder(tmp_path / "source", replace(LLAMA_4, **{setting: value}))
     with pytest.raises(ConfigError, match=f"no place for {setting}"):
         written(source, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
@@ -202,7 +184,7 @@ def changed(file: Path, tmp_path: Path, *, settings: dict[str, Any] | None = Non
 def test_settings_that_no_llama_4_has(
     tmp_path: Path, settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    file = changed(written(folder_with(tmp_path / "source"), tmp_path / "m.gguf"), tmp_path, settings=settings)
+    file = changed(written(llama4_folder(tmp_path / "source"), tmp_path / "m.gguf"), tmp_path, settings=settings)
     with closing(open_checkpoint(file)) as checkpoint, pytest.raises(error) as caught:
         _ = checkpoint.config
     assert message in str(caught.value)
@@ -210,6 +192,6 @@ def test_settings_that_no_llama_4_has(
 
 @pytest.mark.parametrize("without", ["blk.1.ffn_up_exps.weight", "blk.1.ffn_down_exps.weight"])
 def test_a_missing_part_is_named(tmp_path: Path, without: str) -> None:
-    file = changed(written(folder_with(tmp_path / "source"), tmp_path / "m.gguf"), tmp_path, without=without)
+    file = changed(written(llama4_folder(tmp_path / "source"), tmp_path / "m.gguf"), tmp_path, without=without)
     with pytest.raises(FormatError, match="missing"), closing(open_checkpoint(file)) as checkpoint:
         load_model(checkpoint)
