@@ -73,6 +73,12 @@ def gguf_llama4(path: Path) -> Path:
     return path
 
 
+def meta_llama4(path: Path) -> Path:
+    source = llama4_folder(path.with_name("of-meta"), replace(LLAMA_4, num_hidden_layers=2, head_dim=8))
+    convert(source, path, to="meta", model_parallel=2, tokenizer=False)
+    return path
+
+
 def llama2_c(path: Path) -> Path:
     path.mkdir()
     (path / "model.bin").write_bytes(llama2_c_file(tiny()))
@@ -83,6 +89,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "huggingface": huggingface,
     "llama4": lambda path: llama4_folder(path, replace(LLAMA_4, num_hidden_layers=2)),
     "meta": meta,
+    "meta llama4": meta_llama4,
     "gguf": gguf,
     "gguf llama4": gguf_llama4,
     "llama2.c": llama2_c,

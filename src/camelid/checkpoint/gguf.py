@@ -6,7 +6,6 @@ Hugging Face names. Block formats stay packed. (llama.cpp docs/gguf.md; gguf-py/
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from camelid.checkpoint.base import Checkpoint, TensorInfo
 from camelid.checkpoint.gguf_config import architecture_of, config_from_gguf, generation_config_from_gguf
 from camelid.checkpoint.gguf_experts import joined, joined_shape
 from camelid.checkpoint.gguf_parts import read_parts
+from camelid.checkpoint.layer_names import split_layer
 from camelid.checkpoint.pages import map_privately, release_pages
 from camelid.codecs import FORMATS
 
@@ -232,11 +232,3 @@ class GGUFCheckpoint(Checkpoint):
 
 def _format_of(source: GGUFTensorInfo) -> str:
     return DENSE.get(source.type_name, source.type_name.lower())
-
-
-def split_layer(name: str) -> tuple[str, str]:
-    """A name with its layer's number taken out: "blk.7.attn_q" → ("blk.{layer}.attn_q", "7")."""
-    found = re.search(r"\.(0|[1-9][0-9]*)\.", name)
-    if found is None:
-        return name, ""
-    return f"{name[: found.start(1)]}{{layer}}{name[found.end(1) :]}", found[1]

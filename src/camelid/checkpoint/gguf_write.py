@@ -16,11 +16,12 @@ from camelid.base.errors import ConfigError
 from camelid.base.files import atomic_file, check_free_space
 from camelid.base.progress import progress
 from camelid.base.runtime import parse_dtype
-from camelid.checkpoint.gguf import DENSE, ROPE_DIVISORS, split_layer
+from camelid.checkpoint.gguf import DENSE, ROPE_DIVISORS
 from camelid.checkpoint.gguf_container import PlannedTensor, header_bytes, padding
 from camelid.checkpoint.gguf_experts import rows_of_part
 from camelid.checkpoint.gguf_metadata import architecture_named, generation_metadata, model_metadata, rope_divisors
 from camelid.checkpoint.gguf_mix import DENSE_FILE_TYPES, MIXES, Shape, choose_format, find_mix
+from camelid.checkpoint.layer_names import split_layer
 from camelid.checkpoint.load import described_tensors
 from camelid.codecs import FORMATS
 from camelid.codecs.packed import PackedTensor

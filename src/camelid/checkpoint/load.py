@@ -22,9 +22,11 @@ from camelid.checkpoint.catalogue import exists, near_names
 from camelid.checkpoint.gguf_parts import is_later_part
 from camelid.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, HuggingFaceCheckpoint
 from camelid.checkpoint.llama2c import HEADER, Llama2CCheckpoint, is_llama2_c
-from camelid.checkpoint.meta import is_meta_folder
+from camelid.checkpoint.meta import MetaCheckpoint
+from camelid.checkpoint.meta_folder import is_meta_folder, read_params
+from camelid.checkpoint.meta_llama4 import MetaLlama4Checkpoint, is_llama4
 from camelid.checkpoint.meta_params import PARAMS
-from camelid.checkpoint.meta_vision import open_meta
+from camelid.checkpoint.meta_vision import MetaVisionCheckpoint, reads_images
 from camelid.checkpoint.text_part import text_part
 from camelid.codecs import FORMATS
 from camelid.codecs.packed import PackedTensor
@@ -282,7 +284,7 @@ def _kept_formats(checkpoint: Checkpoint, packed: bool | None, device: torch.dev
 def _open_folder(folder: Path) -> Checkpoint:
     # A folder as Meta releases it may hold a config.json too, which says what params.json does not.
     if is_meta_folder(folder) and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
-        return open_meta(folder)
+        return _open_meta(folder)
     if (folder / CONFIG).exists():
         return text_part(HuggingFaceCheckpoint(folder))
     files = sorted(file for file in folder.iterdir() if file.is_file())
@@ -306,6 +308,13 @@ def _open_folder(folder: Path) -> Checkpoint:
         where=folder,
         hint="did you mean " + " or ".join(f"'{model}'" for model in models[:3]) + "?" if models else None,
     )
+
+
+def _open_meta(folder: Path) -> Checkpoint:
+    params = read_params(folder)
+    if is_llama4(params):
+        return MetaLlama4Checkpoint(folder)
+    return MetaVisionCheckpoint(folder) if reads_images(params) else MetaCheckpoint(folder)
 
 
 def _open_file(file: Path) -> Checkpoint:
