@@ -91,8 +91,9 @@ def test_there_and_back(
             assert torch.equal(one, other.to(dtype)), name
         config_class = type(FAMILIES[family])
         ours, theirs = config_class.from_hf(before.config), config_class.from_hf(after.config)
-    # GGUF has no place for the spread of initial weights; a file without a vocabulary may name no end token.
-    lost = {"dtype": ours.dtype} | ({"initializer_range": ours.initializer_range} if hasattr(ours, "initializer_range") else {})  # fmt: skip
+    lost: dict[str, Any] = {"dtype": ours.dtype}  # of most bytes: vectors are float32 in GGUF
+    if "gguf" in dict(path):
+        lost["initializer_range"] = ours.initializer_range
     assert replace(theirs, **lost) == ours
 
 

@@ -105,7 +105,7 @@ class MetaLlama4Checkpoint(MetaFolder):
                     f"{CONFIG} and {PARAMS} disagree on {name}: {getattr(there, name)} and {getattr(here, name)}",
                     where=self.path,
                 )
-        return config | {name: beside[name] for name in _LEFT_OPEN if beside.get(name) is not None}
+        return config | {name: beside[name] for name in _LEFT_OPEN if name in beside}
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
