@@ -27,6 +27,7 @@ from camelid.checkpoint.meta_folder import is_meta_folder, read_params
 from camelid.checkpoint.meta_llama4 import MetaLlama4Checkpoint, is_llama4
 from camelid.checkpoint.meta_params import PARAMS
 from camelid.checkpoint.meta_vision import MetaVisionCheckpoint, reads_images
+from camelid.checkpoint.stored_zip import MARK
 from camelid.checkpoint.text_part import text_part
 from camelid.codecs import FORMATS
 from camelid.codecs.packed import PackedTensor
@@ -48,6 +49,9 @@ IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 TIED = {"lm_head.weight": ("model.embed_tokens.weight", "model.decoder.embed_tokens.weight")}
 """With tied embeddings: a tensor that a file may hold once more → the one it must equal, under any of its names."""
+
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04")
+"""How a description of objects begins that stands by itself, as in files of torch.save before 2020."""
 
 CONVERT = "convert it to a Hugging Face folder with safetensors, or to GGUF"
 
@@ -337,7 +341,7 @@ def _unreadable(file: Path) -> str | None:
     """What a file of a format known by its first bytes is, if it is none that can be read."""
     with file.open("rb") as opened:
         head = opened.read(4)
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+    if head.startswith((MARK, *_PICKLES)):
         return f"a file of torch.save with no {PARAMS} beside it"
     if head.startswith(b"24ka"):
         return "a llama2.c checkpoint of a later version"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from camelid.base.errors import FormatError, NotFoundError, did_you_mean
 from camelid.checkpoint.base import TensorInfo
-from camelid.checkpoint.huggingface import CONFIG, file_inside, read_json
 from camelid.checkpoint.layer_names import split_layer
 from camelid.checkpoint.meta_folder import MetaFolder
 from camelid.checkpoint.meta_params import PARAMS, Shapes, config_from_params
@@ -73,9 +72,7 @@ class MetaCheckpoint(MetaFolder):
             FormatError: the files contradict each other.
         """
         config = config_from_params(self._params, self._shapes(), self.path / PARAMS)
-        if not (self.path / CONFIG).exists():
-            return config
-        return config | self._left_open(config, read_json(file_inside(self.path, CONFIG)))
+        return self._completed(config, LlamaConfig, _STATED, _LEFT_OPEN)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -169,17 +166,6 @@ class MetaCheckpoint(MetaFolder):
         if not torch.equal(torch.cat(parts, dim=1), self._shards[0].read(self._source(OUTPUT)[0])[:1]):
             return False
         return torch.equal(self.read(EMBEDDING), self.read(OUTPUT))
-
-    def _left_open(self, config: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
-        """What the `config.json` beside says of things that Meta's files do not state."""
-        here, there = LlamaConfig.from_hf(config), LlamaConfig.from_hf(beside)
-        for name in _STATED:
-            if getattr(here, name) != getattr(there, name):
-                raise FormatError(
-                    f"{CONFIG} and {PARAMS} disagree on {name}: {getattr(there, name)} and {getattr(here, name)}",
-                    where=self.path,
-                )
-        return {name: beside[name] for name in _LEFT_OPEN if beside.get(name) is not None}
 
     def _source(self, name: str) -> tuple[str, int | None]:
         source = self._sources.get(name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from camelid.base.errors import FormatError, NotFoundError, TokenizerError
 from camelid.checkpoint.base import Checkpoint
-from camelid.checkpoint.huggingface import CHAT_TEMPLATE, GENERATION_CONFIG, file_inside, read_json, read_text
+from camelid.checkpoint.huggingface import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, file_inside, read_json, read_text
 from camelid.checkpoint.meta_params import PARAMS
 from camelid.checkpoint.torch_zip import TorchFile
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from camelid.model.config import ModelConfig
     from camelid.tokenizer import Tokenizer
 
 SHARD: Final = re.compile(r"consolidated(?:\.(\d{2}))?\.pth")
@@ -67,6 +68,36 @@ class MetaFolder(Checkpoint):
     def _refuse_bytes(self) -> None:
         if opaque := self._shards[0].opaque:
             raise FormatError(f"{sorted(opaque)[0][:200]!r} is no tensor", where=self._shards[0].path)
+
+    def _completed(
+        self,
+        config: Mapping[str, Any],
+        config_class: type[ModelConfig],
+        stated: Sequence[str],
+        left_open: Sequence[str],
+    ) -> Mapping[str, Any]:
+        """The config with what a `config.json` beside says of things that Meta's files leave open.
+
+        Args:
+            config: what Meta's files say.
+            config_class: reads both.
+            stated: settings that both must agree on.
+            left_open: settings that are the other file's to say.
+
+        Raises:
+            FormatError: the two disagree.
+        """
+        if not (self.path / CONFIG).exists():
+            return config
+        beside = read_json(file_inside(self.path, CONFIG))
+        here, there = config_class.from_hf(config), config_class.from_hf(beside)
+        for name in stated:
+            if getattr(here, name) != getattr(there, name):
+                raise FormatError(
+                    f"{CONFIG} and {PARAMS} disagree on {name}: {getattr(there, name)} and {getattr(here, name)}",
+                    where=self.path,
+                )
+        return {**config, **{name: beside[name] for name in left_open if name in beside}}
 
     @property
     def files(self) -> Sequence[Path]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from camelid.base.errors import FormatError, NotFoundError, did_you_mean
 from camelid.checkpoint.base import TensorInfo
-from camelid.checkpoint.huggingface import CONFIG, file_inside, read_json
 from camelid.checkpoint.layer_names import split_layer
 from camelid.checkpoint.meta_folder import MetaFolder
 from camelid.checkpoint.meta_llama4_params import Shapes, config_from_params, moe_args
@@ -32,7 +31,6 @@ _LEFT_OPEN: Final = (
     "pad_token_id",
     "attn_temperature_tuning",
 )
-"""What a `config.json` beside says of things that Meta's files leave open."""
 _STATED: Final = (
     "vocab_size",
     "hidden_size",
@@ -95,17 +93,7 @@ class MetaLlama4Checkpoint(MetaFolder):
             FormatError: the files contradict each other.
         """
         config = config_from_params(self._params, self._shapes(), self.path / PARAMS)
-        if not (self.path / CONFIG).exists():
-            return config
-        beside = read_json(file_inside(self.path, CONFIG))
-        here, there = Llama4Config.from_hf(config), Llama4Config.from_hf(beside)
-        for name in _STATED:
-            if getattr(here, name) != getattr(there, name):
-                raise FormatError(
-                    f"{CONFIG} and {PARAMS} disagree on {name}: {getattr(there, name)} and {getattr(here, name)}",
-                    where=self.path,
-                )
-        return config | {name: beside[name] for name in _LEFT_OPEN if name in beside}
+        return self._completed(config, Llama4Config, _STATED, _LEFT_OPEN)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -174,11 +174,6 @@ class TorchFile:
         return TorchTensor(storage.type.dtype, place.shape, member.begin, place)
 
 
-def is_torch_file(head: bytes) -> bool:
-    """Whether a file that starts so may be one of torch.save, new or old."""
-    return head.startswith((stored_zip.MARK, LEGACY))
-
-
 @contextmanager
 def writing_torch_file(
     file: IO[bytes], root: str, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
