@@ -83,8 +83,7 @@ def _cut_router(whole: Sequence[Tensor], which: int, shard: int, count: int, siz
 
 def _join_inputs(parts: Parts, which: int, sizes: Sizes) -> Tensor:
     """Gate and up, each [X·E, F] in a shard → [X, E, all F of both]."""
-    wholes = [torch.cat(list(part), dim=1) for part in parts]
-    return torch.cat([whole.view(sizes.num_experts, -1, whole.shape[1]) for whole in wholes], dim=-1)
+    return torch.cat([one.view(sizes.num_experts, -1, one.shape[1]) for part in parts for one in part], dim=-1)
 
 
 def _cut_inputs(whole: Sequence[Tensor], which: int, shard: int, count: int, sizes: Sizes) -> Tensor:
