@@ -15,7 +15,7 @@ from camelid.base.errors import NetworkError, NotFoundError
 from camelid.checkpoint import hub as client
 from camelid.checkpoint import load_model, open_checkpoint, save_huggingface
 from camelid.checkpoint.catalogue import resolve
-from camelid.checkpoint.pull import installed, pull, remove
+from camelid.checkpoint.pull import pull, remove
 
 LLAMA_2 = Path(__file__).parent.parent / "fixtures" / "tokenizers" / "llama2" / "tokenizer.model"
 
@@ -60,7 +60,7 @@ def test_a_pulled_model_opens_and_loads_by_its_id(hub: Hub) -> None:
     with closing(open_checkpoint(resolve("org/tiny"))) as checkpoint:
         assert load_model(checkpoint).config.hidden_size == tiny_config().hidden_size
         assert checkpoint.chat_template == "{{ messages }}"
-    assert [(one.name, one.origin) for one in installed() if one.origin == "hub"] == [("org/tiny", "hub")]
+    assert [model.repo_id for model in client.cached_models()] == ["org/tiny"]
     remove("org/tiny")
     assert client.find_cached("org/tiny") is None
 
