@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from camelid.model.config import ModelConfig
     from camelid.tokenizer import Tokenizer
 
-_REASONS: Final = {"opt": "llama.cpp, whose format it is, has no such architecture"}
+_REASONS: Final = {"opt": ": llama.cpp, whose format it is, has no such architecture"}
 _END_OF_MESSAGE: Final = "<|eom_id|>"
 """Llama 3.1's token behind a message that waits for a tool; GGUF has a key of its own for it."""
 
@@ -38,7 +38,7 @@ def architecture_named(model_type: str, where: object) -> tuple[str, GGUFArchite
             return name, architecture
     known = ", ".join(sorted(architecture.model_type for architecture in GGUF_ARCHITECTURES.values()))
     raise ConfigError(
-        f"models of the type '{model_type}' are not written as GGUF: {_REASONS.get(model_type, 'nor read from it')}",
+        f"models of the type '{model_type}' are not written as GGUF{_REASONS.get(model_type, '')}",
         where=where,
         hint=f"write a Hugging Face folder; as GGUF there are those of the type {known}",
     )
