@@ -1,5 +1,6 @@
 # camelid. Two commands: `make chat` sets up and talks to a model, `make test` sets up and runs the tests.
 #
+#   make fuzz TIMES=100                        damage files of every format, 100 times as long as the tests do
 #   make chat PROMPT="Why is the sky blue?"    answer once and exit
 #   make chat MODEL=path/or/name               talk to another model
 #   make chat TORCH_INDEX_URL=URL              take torch from another package index (a CPU-only one, say)
@@ -9,6 +10,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+TIMES ?= 20
 MODEL ?= smollm2-135m-instruct
 INDEX_URL ?=
 TORCH_INDEX_URL ?=
@@ -17,9 +19,9 @@ OMP_WAIT_POLICY ?= passive
 export OMP_WAIT_POLICY
 # A prompt is text: make must not expand the dollars in it.
 override PROMPT := $(value PROMPT)
-export PYTHON VENV TORCH INDEX_URL TORCH_INDEX_URL MODEL PROMPT
+export PYTHON VENV TORCH INDEX_URL TORCH_INDEX_URL MODEL PROMPT TIMES
 
-.PHONY: help chat test test-all lint docs package clean
+.PHONY: help chat test test-all fuzz lint docs package clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +36,10 @@ test: lint
 
 test-all: lint
 	@"$$VENV/bin/python" -m pytest -m "not gpu"
+
+fuzz:
+	@sh scripts/set_up.sh test
+	@CAMELID_FUZZ="$$TIMES" "$$VENV/bin/python" -m pytest -m fuzz
 
 lint:
 	@sh scripts/set_up.sh test

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from camelid.base.errors import FormatError, NotFoundError
 from camelid.base.gguf_header import GGML_TYPES, GGUFHeader, read_gguf_header
+from fuzz_budget import budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -227,7 +228,8 @@ def test_every_truncation_is_refused(read: Callable[[bytes], GGUFHeader]) -> Non
             read(whole[:length])
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.fuzz
+@budget(400)
 @given(data=st.data())
 def test_any_damage_gives_a_valid_header_or_a_format_error_in_bounded_memory(data: Any, tmp_path: Path) -> None:
     content = bytearray(small_model())

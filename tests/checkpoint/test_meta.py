@@ -224,7 +224,7 @@ def test_a_lost_shard_at_the_end_is_noticed(tmp_path: Path) -> None:
     ("change", "error", "what"),
     [
         ({"vision_chunk_size": 448}, ConfigError, "a Llama 3.2 Vision model"),
-        ({"moe_args": {"num_experts": 16}}, ConfigError, "a Llama 4 model"),
+        ({"moe_args": {"num_experts": 16}}, FormatError, "no place in a Llama 4"),
         ({"quantization_args": {"group_size": 32}}, ConfigError, "a quantised release"),
         ({"dim": 32}, FormatError, "do not fit"),
         ({"dim": "64"}, FormatError, "dim is '64'"),

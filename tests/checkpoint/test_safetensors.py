@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from camelid.base.errors import CamelidError, FormatError, NotFoundError
 from camelid.checkpoint.safetensors import DTYPES, MAX_HEADER_BYTES, SafetensorsFile, write_safetensors
+from fuzz_budget import budget
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -215,7 +216,8 @@ FIELDS = st.fixed_dictionaries(
 HEADERS = st.dictionaries(st.text(max_size=5) | st.just("__metadata__"), FIELDS | JSON, max_size=4)
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.fuzz
+@budget(300)
 @given(header=HEADERS | st.binary(max_size=60), data=st.binary(max_size=40))
 def test_no_header_does_more_than_raise_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, header: Any, data: bytes
@@ -230,7 +232,8 @@ def test_no_header_does_more_than_raise_a_clear_error(
         assert tuple(file.read(name).shape) == entry.shape
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.fuzz
+@budget(300)
 @given(position=st.integers(0, 10**6), value=st.integers(0, 255))
 def test_a_flipped_byte_in_the_header_never_reads_outside(
     tmp_path_factory: pytest.TempPathFactory, position: int, value: int

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from camelid.base.errors import CamelidError, FormatError, NotFoundError
 from camelid.checkpoint.torch_zip import TorchFile, writing_torch_file
+from fuzz_budget import budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -273,7 +274,8 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
             TorchFile(tmp_path / "cut.pth")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.fuzz
+@budget(300)
 @given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_changed_byte_is_read_or_refused(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
     torch.save(tensors(), tmp_path / "x.pth")

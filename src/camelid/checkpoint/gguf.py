@@ -6,14 +6,15 @@ Hugging Face names. Block formats stay packed. (llama.cpp docs/gguf.md; gguf-py/
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from camelid.base.errors import FormatError, NotFoundError, did_you_mean
 from camelid.checkpoint.base import Checkpoint, TensorInfo
 from camelid.checkpoint.gguf_config import architecture_of, config_from_gguf, generation_config_from_gguf
+from camelid.checkpoint.gguf_experts import joined, joined_shape
 from camelid.checkpoint.gguf_parts import read_parts
+from camelid.checkpoint.layer_names import split_layer
 from camelid.checkpoint.pages import map_privately, release_pages
 from camelid.codecs import FORMATS
 
@@ -73,30 +74,26 @@ class GGUFCheckpoint(Checkpoint):
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by its Hugging Face name."""
-        return {
-            name: TensorInfo(name, source.shape, _format_of(source), source.num_bytes)
-            for name, source in self._sources.items()
-        }
+        return {name: self._info(name, sources) for name, sources in self._sources.items()}
 
     def read(self, name: str) -> Tensor | PackedTensor:
-        """One tensor, its rows in Hugging Face's order.
+        """One tensor, its rows in Hugging Face's order; experts' matrices are unpacked, since blocks have no other.
 
         Raises:
             NotFoundError: the file holds no such tensor.
             FormatError: the tensor has not the number of heads that the metadata states.
         """
-        source = self._sources.get(name)
-        if source is None:
+        sources = self._sources.get(name)
+        if sources is None:
             raise NotFoundError(f"no tensor '{name}'", where=self.path, hint=did_you_mean(name, self._sources))
+        if name in self._experts:
+            return joined([self._unpacked(source) for source in sources])
+        (source,) = sources
         order_R = self._row_order(name, source)
         if source.type_name in DENSE:
             dense = self._dense(source)
             return dense if order_R is None else dense.index_select(0, order_R)
-        from camelid.codecs.packed import PackedTensor
-
-        data_RB = self._bytes(source).view(source.num_elements // source.shape[-1], -1)
-        data_RB = data_RB if order_R is None else data_RB.index_select(0, order_R)
-        return PackedTensor(data_RB, _format_of(source), source.shape)
+        return self._packed(source, order_R)
 
     @property
     def files(self) -> Sequence[Path]:
@@ -105,9 +102,9 @@ class GGUFCheckpoint(Checkpoint):
 
     def release(self, name: str) -> None:
         """Give back the memory that reading a tensor has taken; see `Checkpoint.release`."""
-        source = self._sources[name]
-        if (mapped := self._maps.get(self._files[source.name])) is not None:
-            release_pages(mapped, source.offset, source.num_bytes)
+        for source in self._sources[name]:
+            if (mapped := self._maps.get(self._files[source.name])) is not None:
+                release_pages(mapped, source.offset, source.num_bytes)
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer of the file's own vocabulary."""
@@ -132,17 +129,19 @@ class GGUFCheckpoint(Checkpoint):
         """Let go of the files; a map itself lives as long as a tensor looks into it."""
         self._maps.clear()
 
-    def _rename(self) -> dict[str, GGUFTensorInfo]:
-        """Hugging Face name → the tensor as the file describes it."""
+    def _rename(self) -> dict[str, tuple[GGUFTensorInfo, ...]]:
+        """Hugging Face name → the tensor as the file describes it, or the several that it is made of."""
         readable = {*DENSE.values(), *FORMATS.names()}
-        sources = {}
+        joined_by = {part: name for name, parts in self._architecture.experts.items() for part in parts}
+        sources: dict[str, tuple[GGUFTensorInfo, ...]] = {}
         for name, source in self._header.tensors.items():
             stem, _, kind = name.rpartition(".")
             pattern, layer = split_layer(stem)
             if pattern in self._architecture.derived:
                 continue
             renamed = self._architecture.names.get(pattern)
-            if renamed is None or kind not in ("weight", "bias"):
+            whole = joined_by.get(pattern)
+            if (renamed is None or kind not in ("weight", "bias")) and (whole is None or kind != "weight"):
                 raise FormatError(
                     f"the tensor '{name}' has no place in the architecture '{self._architecture.model_type}'",
                     where=f"{self._files[name]}, byte {source.offset}",
@@ -154,8 +153,46 @@ class GGUFCheckpoint(Checkpoint):
                     where=f"{self._files[name]}, byte {source.offset}",
                     hint="take the model in another quantisation: Q8_0, Q6_K, Q4_K_M",
                 )
-            sources[f"{renamed.format(layer=layer)}.{kind}"] = source
+            if renamed is not None:
+                sources[f"{renamed.format(layer=layer)}.{kind}"] = (source,)
+            elif whole is not None:
+                sources[whole.format(layer=layer)] = self._parts(whole, layer)
         return sources
+
+    def _parts(self, whole: str, layer: str) -> tuple[GGUFTensorInfo, ...]:
+        """The tensors that experts' matrices are made of."""
+        names = [f"{part.format(layer=layer)}.weight" for part in self._architecture.experts[whole]]
+        for name in names:
+            if name not in self._header.tensors:
+                raise FormatError(f"the tensor '{name}' is missing", where=self.path)
+        return tuple(self._header.tensors[name] for name in names)
+
+    @cached_property
+    def _experts(self) -> frozenset[str]:
+        """The Hugging Face names of experts' matrices."""
+        return frozenset(name for name in self._sources if split_layer(name)[0] in self._architecture.experts)
+
+    def _info(self, name: str, sources: Sequence[GGUFTensorInfo]) -> TensorInfo:
+        num_bytes = sum(source.num_bytes for source in sources)
+        if name not in self._experts:
+            return TensorInfo(name, sources[0].shape, _format_of(sources[0]), num_bytes)
+        shape = joined_shape([source.shape for source in sources], name, self.path)
+        formats = {_format_of(source) for source in sources}
+        dtype = formats.pop() if len(formats) == 1 and formats <= {*DENSE.values()} else "float32"
+        return TensorInfo(name, shape, dtype, num_bytes)
+
+    def _unpacked(self, source: GGUFTensorInfo) -> Tensor:
+        if source.type_name in DENSE:
+            return self._dense(source)
+        packed = self._packed(source, None)
+        return FORMATS.load(packed.format).unpack(packed)
+
+    def _packed(self, source: GGUFTensorInfo, order_R: Tensor | None) -> PackedTensor:
+        from camelid.codecs.packed import PackedTensor
+
+        data_RB = self._bytes(source).view(source.num_elements // source.shape[-1], -1)
+        data_RB = data_RB if order_R is None else data_RB.index_select(0, order_R)
+        return PackedTensor(data_RB, _format_of(source), source.shape)
 
     def _row_order(self, name: str, source: GGUFTensorInfo) -> Tensor | None:
         """Which row of the file comes where, or None if they are in order.
@@ -195,11 +232,3 @@ class GGUFCheckpoint(Checkpoint):
 
 def _format_of(source: GGUFTensorInfo) -> str:
     return DENSE.get(source.type_name, source.type_name.lower())
-
-
-def split_layer(name: str) -> tuple[str, str]:
-    """A name with its layer's number taken out: "blk.7.attn_q" → ("blk.{layer}.attn_q", "7")."""
-    found = re.search(r"\.(0|[1-9][0-9]*)\.", name)
-    if found is None:
-        return name, ""
-    return f"{name[: found.start(1)]}{{layer}}{name[found.end(1) :]}", found[1]

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from camelid.base.errors import ConfigError, FormatError
-from camelid.checkpoint.gguf_names import GGUF_ARCHITECTURES
+from camelid.checkpoint.gguf_names import FLOATS, GGUF_ARCHITECTURES
 from camelid.model.rope import Llama3Rope, RopeParameters
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     from camelid.base.gguf_header import GGUFHeader
-    from camelid.checkpoint.gguf_names import GGUFArchitecture
+    from camelid.checkpoint.gguf_names import GGUFArchitecture, Scaling
 
 _OPTIONAL: Final = {"attention.head_count_kv", "attention.key_length", "rope.freq_base"}
-_CHECKED: Final = {"vocab_size", "attention.value_length", "rope.dimension_count", "expert_count"}
+_CHECKED: Final = {"vocab_size", "attention.value_length", "rope.dimension_count"}
 _SCALING: Final = {
     "rope.scaling.type",
     "rope.scaling.factor",
@@ -49,8 +49,6 @@ SAMPLING: Final = {
 _END_TOKENS: Final = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 _NO_TOKEN: Final = 2**32 - 1
 """How files without a token for a role may say so: −1 in 32 bits (llama.cpp, LLAMA_TOKEN_NULL)."""
-_LLAMA_3: Final = (1.0, 4.0, 8192)
-"""low_freq_factor, high_freq_factor, original context of every Llama 3 release."""
 _TOLERANCE: Final = 1e-4
 """Relative; the divisors are float32 results of a handful of operations."""
 
@@ -89,24 +87,32 @@ def config_from_gguf(header: GGUFHeader, path: Path, rope_divisors: Tensor | Non
     architecture = architecture_of(header, path)
     metadata = _Settings(header, path)
     config: dict[str, Any] = {"architectures": [architecture.class_name], "model_type": architecture.model_type}
-    config |= architecture.constants
     for key, name in architecture.settings.items():
         if (value := metadata.number(key, required=key not in _OPTIONAL)) is not None:
+            if name not in FLOATS and (type(value) is not int or value < 1):
+                raise FormatError(f"expected a whole number above 0, not {value!r}", where=metadata.where(key))
             config[name] = value
+    if config["num_hidden_layers"] > len(header.tensors):
+        raise FormatError(
+            f"{config['num_hidden_layers']} layers in a file of {len(header.tensors)} tensors",
+            where=metadata.where("block_count"),
+        )
+    config |= architecture.implied(config)
     heads = config["num_attention_heads"]
     config.setdefault("num_key_value_heads", heads)
-    config.setdefault("head_dim", config["hidden_size"] // max(heads, 1))
+    config.setdefault("head_dim", config["hidden_size"] // heads)
     config["rope_theta"] = float(config.get("rope_theta", 10_000.0))
     _require_same(metadata, "attention.value_length", config["head_dim"])
     _require_same(metadata, "rope.dimension_count", config["head_dim"])
-    _require_same(metadata, "expert_count", 0)
+    for key, expected in architecture.fixed.items():
+        _require_same(metadata, key, expected)
     config["vocab_size"] = _vocab_size(header, metadata)
-    config["rope_scaling"] = _rope_scaling(metadata, config, rope_divisors)
+    config["rope_scaling"] = _rope_scaling(metadata, config, rope_divisors, architecture.scalings)
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
     config["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
     config["mlp_bias"] = "blk.0.ffn_gate.bias" in header.tensors
     config |= {name: token for name, key in _TOKEN_IDS.items() if (token := metadata.token_id(key)) is not None}
-    metadata.warn_of_unknown({*architecture.settings, *_CHECKED, *_SCALING, *_HARMLESS})
+    metadata.warn_of_unknown({*architecture.settings, *architecture.fixed, *_CHECKED, *_SCALING, *_HARMLESS})
     return config
 
 
@@ -198,14 +204,16 @@ def _vocab_size(header: GGUFHeader, metadata: _Settings) -> int:
     return embedding.shape[0]
 
 
-def _rope_scaling(metadata: _Settings, config: Mapping[str, Any], divisors: Tensor | None) -> dict[str, Any] | None:
+def _rope_scaling(
+    metadata: _Settings, config: Mapping[str, Any], divisors: Tensor | None, released: Sequence[Scaling]
+) -> dict[str, Any] | None:
     """`rope_scaling` of the config: by the file's divisors, or by its scaling settings; both at once make no sense."""
     kind = metadata.text("rope.scaling.type") or "none"
     factor = metadata.number("rope.scaling.factor")
     if old_factor := metadata.number("rope.scale_linear"):
         kind, factor = "linear", old_factor
     if kind == "none" or (kind == "linear" and factor == 1):
-        return None if divisors is None else _llama3_scaling(metadata, config, divisors)
+        return None if divisors is None else _llama3_scaling(metadata, config, divisors, released)
     if divisors is not None or kind not in ("linear", "yarn") or factor is None:
         raise ConfigError(f"the rope scaling '{kind}' is not supported as stored", where=metadata.where("rope.scaling"))
     scaling: dict[str, Any] = {"rope_type": kind, "factor": float(factor)}
@@ -215,11 +223,13 @@ def _rope_scaling(metadata: _Settings, config: Mapping[str, Any], divisors: Tens
     return scaling
 
 
-def _llama3_scaling(metadata: _Settings, config: Mapping[str, Any], divisors: Tensor) -> dict[str, Any] | None:
+def _llama3_scaling(
+    metadata: _Settings, config: Mapping[str, Any], divisors: Tensor, released: Sequence[Scaling]
+) -> dict[str, Any] | None:
     """The llama3 settings that give exactly these divisors of the frequencies.
 
     A blended divisor is 1 / ((1 − s)/F + s) with s = (O/w − L)/(H − L): linear in 1/w. Two of them and L = 1 (a common
-    factor of O, L and H cancels) give H and O; with fewer, Llama 3's own values are tried.
+    factor of O, L and H cancels) give H and O; with fewer, the releases' values are tried.
     """
     import torch
 
@@ -230,7 +240,7 @@ def _llama3_scaling(metadata: _Settings, config: Mapping[str, Any], divisors: Te
     if bool((divisors == 1).all()):
         return None
     factor = round(float(divisors.max()), 4)
-    candidates = [_LLAMA_3]
+    candidates = list(released)
     blended = (divisors > 1 + _TOLERANCE) & (divisors < factor * (1 - _TOLERANCE))
     if int(blended.sum()) >= 2:
         inverse_wavelengths = plain[blended].double() / (2 * torch.pi)
@@ -240,7 +250,7 @@ def _llama3_scaling(metadata: _Settings, config: Mapping[str, Any], divisors: Te
         high = round(1 + 1 / offset, 2) if offset > 0 else 0.0
         candidates.insert(0, (1.0, high, round(slope * (high - 1))))
     for low, high, original in candidates:
-        if high <= low or original < 1:
+        if high < low or original < 1:
             continue
         rope = Llama3Rope(
             rope_theta=theta,

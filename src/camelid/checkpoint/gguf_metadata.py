@@ -8,7 +8,7 @@ import numpy as np
 
 from camelid.base.errors import ConfigError
 from camelid.checkpoint.gguf_config import SAMPLING
-from camelid.checkpoint.gguf_names import GGUF_ARCHITECTURES
+from camelid.checkpoint.gguf_names import FLOATS, GGUF_ARCHITECTURES
 from camelid.model.rope import LinearRope, Llama3Rope, RopeParameters, YarnRope, read_rope
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from camelid.model.config import ModelConfig
     from camelid.tokenizer import Tokenizer
 
-_FLOATS: Final = {"rope_theta", "rms_norm_eps"}
+_REASONS: Final = {"opt": ": llama.cpp, whose format it is, has no such architecture"}
 _END_OF_MESSAGE: Final = "<|eom_id|>"
 """Llama 3.1's token behind a message that waits for a tool; GGUF has a key of its own for it."""
 
@@ -38,7 +38,9 @@ def architecture_named(model_type: str, where: object) -> tuple[str, GGUFArchite
             return name, architecture
     known = ", ".join(sorted(architecture.model_type for architecture in GGUF_ARCHITECTURES.values()))
     raise ConfigError(
-        f"models of the type '{model_type}' are not written as GGUF", where=where, hint=f"those of the type {known} are"
+        f"models of the type '{model_type}' are not written as GGUF{_REASONS.get(model_type, '')}",
+        where=where,
+        hint=f"write a Hugging Face folder; as GGUF there are those of the type {known}",
     )
 
 
@@ -46,14 +48,21 @@ def model_metadata(config: ModelConfig, where: object) -> dict[str, GGUFValue]:
     """The keys of the architecture: sizes and rotary settings.
 
     Raises:
-        ConfigError: the rotary settings have something that GGUF has no key for.
+        ConfigError: the model has something that GGUF has no key for.
     """
     name, architecture = architecture_named(config.model_type, where)
     settings = config.to_hf()
     metadata: dict[str, GGUFValue] = {"general.architecture": name}
     for key, setting in architecture.settings.items():
         value = settings[setting]
-        metadata[f"{name}.{key}"] = float(value) if setting in _FLOATS else int(value)
+        metadata[f"{name}.{key}"] = float(value) if setting in FLOATS else int(value)
+    for setting, taken in architecture.implied(settings).items():
+        if settings[setting] != taken:
+            raise ConfigError(
+                f"GGUF's '{name}' has no place for {setting} = {settings[setting]}: its readers take {taken}",
+                where=where,
+                hint="write a Hugging Face folder",
+            )
     metadata[f"{name}.attention.value_length"] = config.head_dim
     metadata[f"{name}.rope.dimension_count"] = config.head_dim
     metadata[f"{name}.vocab_size"] = config.vocab_size

@@ -98,6 +98,9 @@ DENSE_FILE_TYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 32}
 FALLBACKS: Final = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 """A format in blocks of 256 → the one in blocks of 32 for rows that are no multiple of 256."""
 
+_RULE_OF: Final = {"ffn_down_exps": "ffn_down", "ffn_down_shexp": "ffn_down"}
+"""Experts' matrices → the rule that they follow."""
+
 _BLOCK_SIZES: Final = {kind.name.lower(): kind.block_size for kind in GGML_TYPES.values()}
 _LAYERS_OF_70B: Final = 80
 
@@ -132,7 +135,7 @@ def choose_format(mix: Mix, part: str, layer: int | None, num_columns: int, shap
 def _wanted(mix: Mix, part: str, layer: int | None, num_columns: int, shape: Shape) -> str:
     if part == "output" or (part == "token_embd" and shape.tied):
         return "q8_0" if mix.format == "q8_0" or num_columns % _BLOCK_SIZES[mix.format] else "q6_k"
-    rule = mix.rules.get(part)
+    rule = mix.rules.get(_RULE_OF.get(part, part))
     chosen = (rule(layer, shape) if rule and layer is not None else None) or mix.format
     is_70b = shape.num_layers == _LAYERS_OF_70B and shape.queries_per_key > 1
     if part == "attn_v" and is_70b and chosen in ("q3_k", "q4_k"):

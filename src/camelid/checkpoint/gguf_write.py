@@ -16,10 +16,12 @@ from camelid.base.errors import ConfigError
 from camelid.base.files import atomic_file, check_free_space
 from camelid.base.progress import progress
 from camelid.base.runtime import parse_dtype
-from camelid.checkpoint.gguf import DENSE, ROPE_DIVISORS, split_layer
+from camelid.checkpoint.gguf import DENSE, ROPE_DIVISORS
 from camelid.checkpoint.gguf_container import PlannedTensor, header_bytes, padding
+from camelid.checkpoint.gguf_experts import rows_of_part
 from camelid.checkpoint.gguf_metadata import architecture_named, generation_metadata, model_metadata, rope_divisors
 from camelid.checkpoint.gguf_mix import DENSE_FILE_TYPES, MIXES, Shape, choose_format, find_mix
+from camelid.checkpoint.layer_names import split_layer
 from camelid.checkpoint.load import described_tensors
 from camelid.codecs import FORMATS
 from camelid.codecs.packed import PackedTensor
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from camelid.checkpoint.base import Checkpoint, TensorInfo
     from camelid.checkpoint.gguf_container import GGUFValue
+    from camelid.checkpoint.gguf_mix import Mix
     from camelid.checkpoint.gguf_names import GGUFArchitecture
     from camelid.model.config import ModelConfig
     from camelid.tokenizer import Tokenizer
@@ -57,6 +60,8 @@ class _Weight:
     """Of the target: a dense dtype or a weight format in blocks."""
     num_heads: int | None
     """Of a matrix whose rows GGUF has in another order than Hugging Face."""
+    part: tuple[int, int] | None
+    """Of experts' matrices, of which GGUF has several: which one of how many."""
 
 
 def save_gguf(
@@ -138,32 +143,57 @@ def _plan(
     dtype: str | None,
 ) -> list[_Weight]:
     """Every tensor with GGUF's name and the format it gets, in the order in which GGUF files have them."""
-    mix = find_mix(quantize) if quantize is not None else None
     shape = Shape(
         num_layers=config.num_hidden_layers,
         queries_per_key=config.num_attention_heads // config.num_key_value_heads,
         tied=config.tie_word_embeddings,
     )
+    choice = _Choice(find_mix(quantize) if quantize is not None else None, dtype, shape, architecture.precise)
     parts = {name: part for part, name in architecture.names.items()}
+    order = [*architecture.names, *(part for names in architecture.experts.values() for part in names)]
     heads = config.to_hf()
-    places, weights = list(architecture.names), {}
+    target_shape: tuple[int, ...]
+    weights = {}
     for name, source in tensors.items():
-        stem, _, kind = name.rpartition(".")
-        pattern, layer = split_layer(stem)
-        part = parts[pattern]
-        if len(source.shape) == 1:
-            format = "float32"
-        elif mix is not None:
-            bare = part.rpartition("}.")[2]
-            format = choose_format(mix, bare, int(layer) if layer else None, source.shape[-1], shape)
+        pattern, layer = split_layer(name)
+        expert_parts = architecture.experts.get(pattern, ())
+        if expert_parts:
+            experts, inputs, outputs = source.shape
+            kind, target_shape = "weight", (experts, outputs // len(expert_parts), inputs)
         else:
-            format = dtype or source.format
-        target = PlannedTensor(f"{part.format(layer=layer)}.{kind}", source.shape, _gguf_type(format, name))
+            pattern, _, kind = pattern.rpartition(".")
+            target_shape = source.shape
         heads_key = architecture.interleaved.get(pattern)
-        place = (int(layer) if layer else -1, places.index(part), kind)
-        weights[place] = _Weight(source, target, format, heads[heads_key] if heads_key else None)
+        for i, part in enumerate(expert_parts or [parts[pattern]]):
+            format = choice.format(part, layer, target_shape, source)
+            weights[int(layer or -1), order.index(part), kind] = _Weight(
+                source,
+                PlannedTensor(f"{part.format(layer=layer)}.{kind}", target_shape, _gguf_type(format, name)),
+                format,
+                num_heads=heads[heads_key] if heads_key else None,
+                part=(i, len(expert_parts)) if expert_parts else None,
+            )
     # What stands outside of the layers first: the embedding and the output, as llama.cpp writes them.
     return [weights[place] for place in sorted(weights)]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """How formats are chosen."""
+
+    mix: Mix | None
+    dtype: str | None
+    shape: Shape
+    precise: frozenset[str]
+
+    def format(self, part: str, layer: str, shape: tuple[int, ...], source: TensorInfo) -> str:
+        """Of one of GGUF's tensors: a dense dtype or a weight format in blocks."""
+        if len(shape) == 1 or part in self.precise:
+            return "float32"
+        if self.mix is None:
+            return self.dtype or source.format
+        bare = part.rpartition("}.")[2]
+        return choose_format(self.mix, bare, int(layer) if layer else None, shape[-1], self.shape)
 
 
 def _gguf_type(format: str, name: str) -> str:
@@ -201,6 +231,16 @@ def _write_padded(file: IO[bytes], pieces: Iterator[Tensor] | Sequence[Tensor], 
 def _converted(checkpoint: Checkpoint, weight: _Weight) -> Iterator[Tensor]:
     """The tensor in its new format and GGUF's order of rows, some rows at a time."""
     value = checkpoint.read(weight.source.name)
+    if weight.part is None:
+        pieces: Iterator[Tensor | PackedTensor] = _rows(value, weight)
+    else:
+        assert not isinstance(value, PackedTensor), f"{weight.source.name}: experts are read unpacked"
+        pieces = rows_of_part(value, *weight.part, max(CHUNK_ELEMENTS // weight.target.shape[-1], 1))
+    for piece in pieces:
+        yield _in_format(piece, weight)
+
+
+def _rows(value: Tensor | PackedTensor, weight: _Weight) -> Iterator[Tensor | PackedTensor]:
     rows, columns = weight.source.shape[0], max(value.shape[-1] if len(value.shape) > 1 else 1, 1)
     order_R = torch.arange(rows)
     if weight.num_heads is not None:
@@ -208,19 +248,17 @@ def _converted(checkpoint: Checkpoint, weight: _Weight) -> Iterator[Tensor]:
         order_R = order_R.view(weight.num_heads, 2, -1).transpose(1, 2).flatten()
     matrix = value if isinstance(value, PackedTensor) else value.reshape(rows, -1)
     for rows_R in torch.split(order_R, max(CHUNK_ELEMENTS // columns, 1)):
-        yield _converted_rows(matrix, rows_R, weight, in_order=weight.num_heads is None)
+        taken = slice(int(rows_R[0]), int(rows_R[-1]) + 1) if weight.num_heads is None else rows_R
+        if isinstance(matrix, PackedTensor):
+            yield PackedTensor(matrix.data[taken], matrix.format, (len(rows_R), *matrix.shape[1:]))
+        else:
+            yield matrix[taken]
 
 
-def _converted_rows(matrix: Tensor | PackedTensor, rows_R: Tensor, weight: _Weight, *, in_order: bool) -> Tensor:
-    taken = slice(int(rows_R[0]), int(rows_R[-1]) + 1) if in_order else rows_R
-    if isinstance(matrix, PackedTensor):
-        data_RB = matrix.data[taken]
-        if matrix.format == weight.format:
-            return data_RB
-        part = PackedTensor(data_RB.contiguous(), matrix.format, (len(rows_R), *matrix.shape[1:]))
-        dense = FORMATS.load(matrix.format).unpack(part)
-    else:
-        dense = matrix[taken]
+def _in_format(rows: Tensor | PackedTensor, weight: _Weight) -> Tensor:
+    if isinstance(rows, PackedTensor) and rows.format == weight.format:
+        return rows.data
+    dense = FORMATS.load(rows.format).unpack(rows) if isinstance(rows, PackedTensor) else rows
     if weight.format not in _GGUF_DENSE:
         try:
             return FORMATS.load(weight.format).pack(dense).data

@@ -5,12 +5,12 @@ Only data is read. Code that a folder brings along (`auto_map`, `*.py`) is never
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from camelid.base.errors import FormatError, NotFoundError
 from camelid.base.files import existing_file, exists
+from camelid.base.strict_json import parse_json
 from camelid.checkpoint.base import Checkpoint, TensorInfo
 from camelid.checkpoint.safetensors import SafetensorsFile
 
@@ -223,10 +223,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of at most `MAX_JSON_BYTES`.
 
     Raises:
-        FormatError: not UTF-8, not JSON, not an object, or too large.
+        FormatError: not UTF-8, not JSON, not an object, a key named twice, or too large.
     """
     try:
-        value = json.loads(read_text(path))
+        value = parse_json(read_text(path))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not a JSON file: {error}", where=path) from error
     if not isinstance(value, dict):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from camelid.base.errors import FormatError, NotFoundError, TokenizerError, did_you_mean
 from camelid.checkpoint.base import Checkpoint, TensorInfo
+from camelid.checkpoint.meta import halves, is_rotated
 from camelid.checkpoint.pages import map_privately, release_pages
 
 if TYPE_CHECKING:
@@ -92,9 +93,8 @@ class Llama2CCheckpoint(Checkpoint):
         assert self._map is not None, f"{self.path} is closed"
         shape, offset = place
         tensor = torch.frombuffer(self._map, dtype=torch.float32, count=math.prod(shape), offset=offset).view(shape)
-        if ".q_proj." in name or ".k_proj." in name:
-            head_dim = self._dim // self._heads
-            tensor = tensor.view(-1, head_dim // 2, 2, self._dim).transpose(1, 2).reshape(shape)
+        if is_rotated(name):
+            tensor = halves(tensor, self._dim // self._heads)
         return tensor
 
     def release(self, name: str) -> None:

@@ -22,6 +22,7 @@ from camelid.checkpoint.gguf_parts import is_later_part
 from camelid.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, HuggingFaceCheckpoint
 from camelid.checkpoint.llama2c import HEADER, Llama2CCheckpoint, is_llama2_c
 from camelid.checkpoint.meta_params import PARAMS
+from camelid.checkpoint.stored_zip import MARK
 from camelid.checkpoint.text_part import text_part
 from camelid.codecs import FORMATS
 from camelid.codecs.packed import PackedTensor
@@ -43,6 +44,9 @@ IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 TIED = {"lm_head.weight": ("model.embed_tokens.weight", "model.decoder.embed_tokens.weight")}
 """With tied embeddings: a tensor that a file may hold once more → the one it must equal, under any of its names."""
+
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04")
+"""How a description of objects begins that stands by itself, as in files of torch.save before 2020."""
 
 CONVERT = "convert it to a Hugging Face folder with safetensors, or to GGUF"
 
@@ -279,9 +283,7 @@ def _kept_formats(checkpoint: Checkpoint, packed: bool | None, device: torch.dev
 def _open_folder(folder: Path) -> Checkpoint:
     # A folder as Meta releases it may hold a config.json too, which says what params.json does not.
     if _is_meta_folder(folder) and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
-        from camelid.checkpoint.meta_vision import open_meta
-
-        return open_meta(folder)
+        return _open_meta(folder)
     if (folder / CONFIG).exists():
         return text_part(HuggingFaceCheckpoint(folder))
     files = sorted(file for file in folder.iterdir() if file.is_file())
@@ -307,6 +309,18 @@ def _open_folder(folder: Path) -> Checkpoint:
     )
 
 
+def _open_meta(folder: Path) -> Checkpoint:
+    from camelid.checkpoint.meta import MetaCheckpoint
+    from camelid.checkpoint.meta_folder import read_params
+    from camelid.checkpoint.meta_llama4 import MetaLlama4Checkpoint, is_llama4
+    from camelid.checkpoint.meta_vision import MetaVisionCheckpoint, reads_images
+
+    params = read_params(folder)
+    if is_llama4(params):
+        return MetaLlama4Checkpoint(folder)
+    return MetaVisionCheckpoint(folder) if reads_images(params) else MetaCheckpoint(folder)
+
+
 def _open_file(file: Path) -> Checkpoint:
     if _starts_with(file, b"GGUF"):
         from camelid.checkpoint.gguf import GGUFCheckpoint
@@ -327,7 +341,7 @@ def _unreadable(file: Path) -> str | None:
     """What a file of a format known by its first bytes is, if it is none that can be read."""
     with file.open("rb") as opened:
         head = opened.read(4)
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+    if head.startswith((MARK, *_PICKLES)):
         return f"a file of torch.save with no {PARAMS} beside it"
     if head.startswith(b"24ka"):
         return "a llama2.c checkpoint of a later version"
@@ -345,7 +359,7 @@ def _is_meta_folder(folder: Path) -> bool:
     """Looks first and imports then: reading pickles safely is a lot of code that most models have no need of."""
     if not (folder / PARAMS).is_file():
         return False
-    from camelid.checkpoint.meta import is_meta_folder
+    from camelid.checkpoint.meta_folder import is_meta_folder
 
     return is_meta_folder(folder)
 

@@ -7,78 +7,61 @@ transformers, models/llama/convert_llama_weights_to_hf.py). A tensor is joined w
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from camelid.base.errors import FormatError, NotFoundError, TokenizerError, did_you_mean
-from camelid.checkpoint.base import Checkpoint, TensorInfo
-from camelid.checkpoint.huggingface import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, file_inside, read_json, read_text
+from camelid.base.errors import FormatError, NotFoundError, did_you_mean
+from camelid.checkpoint.base import TensorInfo
+from camelid.checkpoint.layer_names import split_layer
+from camelid.checkpoint.meta_folder import MetaFolder
 from camelid.checkpoint.meta_params import PARAMS, Shapes, config_from_params
-from camelid.checkpoint.torch_zip import TorchFile
 from camelid.model.llama_config import LlamaConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from torch import Tensor
-
-    from camelid.tokenizer import Tokenizer
-
-SHARD: Final = re.compile(r"consolidated(?:\.(\d{2}))?\.pth")
-TOKENIZER: Final = "tokenizer.model"
-
-MOST_SHARDS: Final = 16
-"""Llama 3.1 405B has been released in as many."""
 
 EMBEDDING: Final = "model.embed_tokens.weight"
 OUTPUT: Final = "lm_head.weight"
 
 NAMES: Final[Mapping[str, tuple[str, int | None]]] = {
     "tok_embeddings": ("model.embed_tokens", 0),
-    "layers.{}.attention.wq": ("model.layers.{}.self_attn.q_proj", 0),
-    "layers.{}.attention.wk": ("model.layers.{}.self_attn.k_proj", 0),
-    "layers.{}.attention.wv": ("model.layers.{}.self_attn.v_proj", 0),
-    "layers.{}.attention.wo": ("model.layers.{}.self_attn.o_proj", 1),
-    "layers.{}.feed_forward.w1": ("model.layers.{}.mlp.gate_proj", 0),
-    "layers.{}.feed_forward.w3": ("model.layers.{}.mlp.up_proj", 0),
-    "layers.{}.feed_forward.w2": ("model.layers.{}.mlp.down_proj", 1),
-    "layers.{}.attention_norm": ("model.layers.{}.input_layernorm", None),
-    "layers.{}.ffn_norm": ("model.layers.{}.post_attention_layernorm", None),
+    "layers.{layer}.attention.wq": ("model.layers.{layer}.self_attn.q_proj", 0),
+    "layers.{layer}.attention.wk": ("model.layers.{layer}.self_attn.k_proj", 0),
+    "layers.{layer}.attention.wv": ("model.layers.{layer}.self_attn.v_proj", 0),
+    "layers.{layer}.attention.wo": ("model.layers.{layer}.self_attn.o_proj", 1),
+    "layers.{layer}.feed_forward.w1": ("model.layers.{layer}.mlp.gate_proj", 0),
+    "layers.{layer}.feed_forward.w3": ("model.layers.{layer}.mlp.up_proj", 0),
+    "layers.{layer}.feed_forward.w2": ("model.layers.{layer}.mlp.down_proj", 1),
+    "layers.{layer}.attention_norm": ("model.layers.{layer}.input_layernorm", None),
+    "layers.{layer}.ffn_norm": ("model.layers.{layer}.post_attention_layernorm", None),
     "norm": ("model.norm", None),
     "output": ("lm_head", 0),
 }
 """Meta's name → Hugging Face's, and the dimension that shards split; None: every shard has the whole. The embedding
 is split by columns (1) before Llama 3, which only its shape tells."""
 
+ROTATED: Final = frozenset(
+    {"model.layers.{layer}.self_attn.q_proj.weight", "model.layers.{layer}.self_attn.k_proj.weight"}
+)
+"""Hugging Face names of matrices whose rows Meta has in another order."""
+
 DERIVED: Final = frozenset({"rope.freqs"})
 """Tensors that follow from the config."""
 
 
-class MetaCheckpoint(Checkpoint):
+class MetaCheckpoint(MetaFolder):
     """An opened folder as Meta releases it.
 
     Raises:
         NotFoundError: `params.json` or a shard is missing.
         FormatError: a file is damaged, would run code, or contradicts another.
-        ConfigError: it holds a model of another layout: Llama 4 or a quantised release.
+        ConfigError: it holds a model of another layout: a quantised release.
     """
 
-    format = "meta"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._params = read_params(path)
-        self._paths = shard_paths(path)
-        self._shards: list[TorchFile] = []
-        try:
-            for shard in self._paths:
-                self._shards.append(TorchFile(shard))
-            self._sources = self._rename()
-        except BaseException:
-            self.close()
-            raise
+    def _describe(self) -> None:
+        self._sources = self._rename()
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -89,9 +72,7 @@ class MetaCheckpoint(Checkpoint):
             FormatError: the files contradict each other.
         """
         config = config_from_params(self._params, self._shapes(), self.path / PARAMS)
-        if not (self.path / CONFIG).exists():
-            return config
-        return config | self._left_open(config, read_json(file_inside(self.path, CONFIG)))
+        return self._completed(config, LlamaConfig, _STATED, _LEFT_OPEN)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -116,71 +97,23 @@ class MetaCheckpoint(Checkpoint):
         for shard in self._shards:
             shard.release(source)
 
-    @property
-    def files(self) -> Sequence[Path]:
-        """`params.json` and the shards."""
-        return [self.path / PARAMS, *self._paths]
-
-    def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer in the folder, or LLaMA 1's and 2's `tokenizer.model` in the folder above.
-
-        Raises:
-            TokenizerError: there is none, or it is broken.
-        """
-        from camelid.tokenizer import load_tokenizer
-
-        if any((self.path / name).is_file() for name in ("tokenizer.json", TOKENIZER)):
-            return load_tokenizer(self.path)
-        above = self.path.resolve().parent / TOKENIZER
-        if not above.is_file():
-            raise TokenizerError(
-                f"there is no {TOKENIZER}, neither in the folder nor above it",
-                where=self.path,
-                hint=f"put the release's {TOKENIZER} into the folder",
-            )
-        return load_tokenizer(above)
-
-    @cached_property
-    def chat_template(self) -> str | None:
-        """A `chat_template.jinja` in the folder; Meta's own releases have none."""
-        if not (self.path / CHAT_TEMPLATE).exists():
-            return None
-        return read_text(file_inside(self.path, CHAT_TEMPLATE))
-
-    @cached_property
-    def generation_config(self) -> Mapping[str, Any]:
-        """A `generation_config.json` in the folder; Meta's own releases have none."""
-        if not (self.path / GENERATION_CONFIG).exists():
-            return {}
-        return read_json(file_inside(self.path, GENERATION_CONFIG))
-
-    def close(self) -> None:
-        """Let go of the shards; tensors already read stay valid."""
-        for shard in self._shards:
-            shard.close()
-
     def _rename(self) -> dict[str, tuple[str, int | None]]:
         """Hugging Face name → Meta's, and the dimension that the shards split."""
         first = self._shards[0].tensors
-        for shard in self._shards[1:]:
-            if shard.tensors.keys() != first.keys():
-                odd = sorted(shard.tensors.keys() ^ first.keys())[0]
-                raise FormatError(f"only some of the shards hold '{odd}'", where=shard.path)
+        self._refuse_bytes()
         sources = {}
         for name in first:
             if name in DERIVED:
                 continue
-            layer = re.search(r"\.(0|[1-9]\d*)\.", name)
-            number = layer[1] if layer else ""
-            pattern = name.replace(f".{number}.", ".{}.", 1) if layer else name
+            pattern, layer = split_layer(name)
             known = NAMES.get(pattern.removesuffix(".weight"))
             if known is None or not name.endswith(".weight"):
                 raise FormatError(
                     f"the tensor {name[:200]!r} has no place in a Llama",
                     where=self._shards[0].path,
-                    hint="Llama 4 opens from its Hugging Face repository",
+                    hint="it may be a variant that only its own tools read",
                 )
-            renamed = known[0].format(number) + ".weight"
+            renamed = known[0].format(layer=layer) + ".weight"
             sources[renamed] = (name, self._split_axis(name, known[1]))
         for needed in (EMBEDDING, "model.layers.0.self_attn.k_proj.weight", "model.layers.0.mlp.gate_proj.weight"):
             if needed not in sources:
@@ -234,17 +167,6 @@ class MetaCheckpoint(Checkpoint):
             return False
         return torch.equal(self.read(EMBEDDING), self.read(OUTPUT))
 
-    def _left_open(self, config: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
-        """What the `config.json` beside says of things that Meta's files do not state."""
-        here, there = LlamaConfig.from_hf(config), LlamaConfig.from_hf(beside)
-        for name in _STATED:
-            if getattr(here, name) != getattr(there, name):
-                raise FormatError(
-                    f"{CONFIG} and {PARAMS} disagree on {name}: {getattr(there, name)} and {getattr(here, name)}",
-                    where=self.path,
-                )
-        return {name: beside[name] for name in _LEFT_OPEN if beside.get(name) is not None}
-
     def _source(self, name: str) -> tuple[str, int | None]:
         source = self._sources.get(name)
         if source is None:
@@ -272,36 +194,9 @@ _LEFT_OPEN: Final = (
 )
 
 
-def shard_paths(folder: Path) -> list[Path]:
-    """The shards of a folder in their order.
-
-    Raises:
-        NotFoundError: there is none, or one is missing.
-    """
-    found = {match[1]: file for file in folder.iterdir() if (match := SHARD.fullmatch(file.name))}
-    if None in found and len(found) > 1:
-        raise FormatError(
-            "the folder holds consolidated.pth and numbered shards", where=folder, hint="keep one of them"
-        )
-    numbers = sorted(found, key=lambda number: int(number or 0))
-    if not numbers:
-        raise NotFoundError("there is no consolidated.00.pth", where=folder)
-    for i, number in enumerate(numbers):
-        if int(number or 0) != i:
-            raise NotFoundError(f"the shard consolidated.{i:02}.pth is missing", where=folder, hint="fetch it again")
-    if len(numbers) > MOST_SHARDS:
-        raise FormatError(f"{len(numbers)} shards are more than any release has", where=folder)
-    return [file_inside(folder, found[number].name) for number in numbers]
-
-
-def is_meta_folder(folder: Path) -> bool:
-    """Whether the folder holds what Meta's releases do."""
-    return (folder / PARAMS).is_file() and any(SHARD.fullmatch(file.name) for file in folder.iterdir())
-
-
 def is_rotated(name: str) -> bool:
     """Whether rows of a tensor of this Hugging Face name are rotated in pairs."""
-    return name.endswith((".q_proj.weight", ".k_proj.weight"))
+    return split_layer(name)[0] in ROTATED
 
 
 def halves(tensor_RE: Tensor, head_dim: int) -> Tensor:
@@ -312,14 +207,3 @@ def halves(tensor_RE: Tensor, head_dim: int) -> Tensor:
 def pairs(tensor_RE: Tensor, head_dim: int) -> Tensor:
     """The inverse of `halves`."""
     return tensor_RE.view(-1, 2, head_dim // 2, tensor_RE.shape[1]).transpose(1, 2).reshape(tensor_RE.shape)
-
-
-def read_params(folder: Path) -> Mapping[str, Any]:
-    """The contents of `params.json`, or of the table in it that some releases have.
-
-    Raises:
-        FormatError: it is no JSON object.
-    """
-    params = read_json(file_inside(folder, PARAMS))
-    nested = params.get("model")
-    return nested if isinstance(nested, dict) else params

@@ -30,8 +30,6 @@ OTHER_MODELS: Final = {
     "vision_num_cross_attention_layers": "a Llama 3.2 Vision model",
     "vision_model": "a Llama 3.2 Vision model",
     "vision_args": "a Llama 4 model",
-    "moe_args": "a Llama 4 model",
-    "nope_layer_interval": "a Llama 4 model",
     "quantization_args": "a quantised release",
     "lora_args": "a release with adapters",
 }
@@ -76,18 +74,20 @@ def config_from_params(params: Mapping[str, Any], shapes: Shapes, where: Path) -
                 where=f"{where}, {key}",
                 hint="take the model from its Hugging Face repository instead",
             )
-    dim, num_layers, num_heads = (_count(params, key, name, where) for key, name in _SIZES.items())
+    dim, num_layers, num_heads = (read_count(params, key, name, where) for key, name in _SIZES.items())
     if dim != shapes.hidden_size or dim % num_heads:
         raise FormatError(
             f"dim {dim} and {num_heads} heads do not fit tensors of {shapes.hidden_size} columns", where=where
         )
     stated = params.get("head_dim") is not None
-    head_dim = _count(params, "head_dim", "head_dim", where) if stated else dim // num_heads
+    head_dim = read_count(params, "head_dim", "head_dim", where) if stated else dim // num_heads
     num_kv_heads, rest = divmod(shapes.key_rows, head_dim)
     if rest or not num_kv_heads or num_heads % num_kv_heads:
         raise FormatError(f"{shapes.key_rows} rows of keys are not whole heads of {head_dim}", where=where)
     _warn_of_contradictions(params, {"n_kv_heads": num_kv_heads, "vocab_size": shapes.vocab_size}, where)
-    rope_theta, eps = (_number(params, *setting, where) for setting in (("rope_theta", 10_000.0), ("norm_eps", 1e-5)))
+    rope_theta, eps = (
+        read_number(params, *setting, where) for setting in (("rope_theta", 10_000.0), ("norm_eps", 1e-5))
+    )
     require_number("norm_eps", eps, above=0, at_most=1)
     bos, eos = (128_000, 128_001) if shapes.vocab_size == LLAMA_3_VOCABULARY else (1, 2)
     return {
@@ -180,7 +180,12 @@ _RELEASED_RULES: Final = ((256, None), (256, 1.5), (4096, 1.3), (1024, 1.3), (40
 _SIZES: Final = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads"}
 
 
-def _count(params: Mapping[str, Any], key: str, name: str, where: Path) -> int:
+def read_count(params: Mapping[str, Any], key: str, name: str, where: Path) -> int:
+    """A size above zero, as large as the config's setting of that name may be.
+
+    Raises:
+        FormatError: there is none, or it is impossible.
+    """
     if key not in params:
         raise FormatError(f"there is no '{key}'", where=where, hint="a params.json of another kind of model?")
     value: int = params[key]
@@ -191,7 +196,12 @@ def _count(params: Mapping[str, Any], key: str, name: str, where: Path) -> int:
     return value
 
 
-def _number(params: Mapping[str, Any], key: str, default: float, where: Path) -> float:
+def read_number(params: Mapping[str, Any], key: str, default: float, where: Path) -> float:
+    """A finite number, or the default where there is none.
+
+    Raises:
+        FormatError: something else is there.
+    """
     value = params.get(key)
     if value is None:
         return default
@@ -213,7 +223,11 @@ def _warn_of_contradictions(params: Mapping[str, Any], told: Mapping[str, int], 
 def _scaling(params: Mapping[str, Any], where: Path) -> dict[str, Any] | None:
     if not params.get("use_scaled_rope", False):
         return None
-    return {"rope_type": "llama3", "factor": _number(params, SCALING_FACTOR, _factor(params), where), **LLAMA_3_ROPE}
+    return {
+        "rope_type": "llama3",
+        "factor": read_number(params, SCALING_FACTOR, _factor(params), where),
+        **LLAMA_3_ROPE,
+    }
 
 
 def _factor(params: Mapping[str, Any]) -> float:

@@ -8,32 +8,58 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+import torch
 
 from camelid.base.errors import ConfigError
 from camelid.base.files import atomic_folder, check_free_space
 from camelid.base.progress import progress
 from camelid.checkpoint.huggingface import CONFIG
+from camelid.checkpoint.layer_names import split_layer
 from camelid.checkpoint.lineage import write_lineage
-from camelid.checkpoint.meta import MOST_SHARDS, NAMES, TOKENIZER, is_rotated, pairs
+from camelid.checkpoint.meta import NAMES, is_rotated, pairs
+from camelid.checkpoint.meta_folder import MOST_SHARDS, TOKENIZER
 from camelid.checkpoint.meta_params import LLAMA_3_VOCABULARY, PARAMS, params_from_config
 from camelid.checkpoint.save import SPACE_FOR_THE_REST, check_replaceable, write_companions, write_json
 from camelid.checkpoint.torch_zip import writing_torch_file
 from camelid.checkpoint.weights import main_dtype, weights_of_checkpoint
+from camelid.model.llama4_config import Llama4Config
 from camelid.model.llama_config import LlamaConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import torch
+    from torch import Tensor
 
     from camelid.base.progress import Progress
     from camelid.checkpoint.base import Checkpoint
     from camelid.checkpoint.weights import Weight
     from camelid.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor of Meta's files and what it is made of."""
+
+    name: str
+    sources: tuple[Weight, ...]
+    cut: Callable[[Sequence[Tensor], int], Iterable[Tensor]]
+    """(the sources, number of shards) → every shard's part."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of every part."""
+        return self.sources[0].dtype
+
+    def part_shape(self, count: int) -> tuple[int, ...]:
+        """Of a shard's part: what cutting gives of tensors that have a shape and no contents."""
+        empty = [torch.empty(weight.shape, device="meta") for weight in self.sources]
+        return tuple(next(iter(self.cut(empty, count))).shape)
+
 
 _META_NAMES: Final = {theirs: (ours, axis) for ours, (theirs, axis) in NAMES.items()}
 _EMBEDDING: Final = "model.embed_tokens"
@@ -75,21 +101,27 @@ def save_meta(
     """
     folder = folder.resolve()
     config, weights = weights_of_checkpoint(checkpoint, dtype)
-    if not isinstance(config, LlamaConfig):
+    if isinstance(config, Llama4Config):
+        from camelid.checkpoint import meta_llama4_save as llama4
+
+        params, sizes = llama4.params_from_config(config), llama4.cut_sizes(config)
+        plan = llama4.plan(weights, config, model_parallel)
+    elif isinstance(config, LlamaConfig):
+        params, sizes = params_from_config(config), _cut_sizes(config)
+        plan = _plan(weights, config, model_parallel)
+    else:
         raise ConfigError(
             f"Meta's format has no place for the architecture '{config.model_type}'",
             where=checkpoint.path,
-            hint="write a Hugging Face folder or a GGUF file",
+            hint="write a Hugging Face folder",
         )
-    params = params_from_config(config)
-    _check_divisible(config, model_parallel)
+    _check_divisible(sizes, model_parallel)
     check_replaceable(folder)
-    plan = _plan(weights, config)
-    total = sum(weight.num_bytes for _, weight, _ in plan)
+    total = sum(weight.num_bytes for tensor in plan for weight in tensor.sources)
     check_free_space(folder, total + SPACE_FOR_THE_REST)
     with atomic_folder(folder) as new:
         with progress("writing the weights", total) as shown:
-            _write_shards(new, plan, config, model_parallel, shown)
+            _write_shards(new, plan, model_parallel, shown)
         write_json(new / PARAMS, params)
         write_json(new / CONFIG, config.to_hf() | {"torch_dtype": main_dtype(weights)})
         if tokenizer is not None:
@@ -98,17 +130,20 @@ def save_meta(
         write_lineage(new, lineage)
 
 
-def _check_divisible(config: LlamaConfig, model_parallel: int) -> None:
-    if model_parallel > MOST_SHARDS:
-        raise ConfigError(
-            f"{model_parallel} shards are more than the {MOST_SHARDS} of any release", where="model_parallel"
-        )
-    sizes = {
+def _cut_sizes(config: LlamaConfig) -> dict[str, int]:
+    return {
         "key/value heads": config.num_key_value_heads,
         "rows of the feed-forward layer": config.intermediate_size,
         "tokens of the vocabulary": config.vocab_size,
         "columns of the embedding": config.hidden_size,
     }
+
+
+def _check_divisible(sizes: Mapping[str, int], model_parallel: int) -> None:
+    if model_parallel > MOST_SHARDS:
+        raise ConfigError(
+            f"{model_parallel} shards are more than the {MOST_SHARDS} of any release", where="model_parallel"
+        )
     for what, size in sizes.items():
         if model_parallel < 1 or size % model_parallel:
             raise ConfigError(
@@ -118,49 +153,40 @@ def _check_divisible(config: LlamaConfig, model_parallel: int) -> None:
             )
 
 
-def _plan(weights: Sequence[Weight], config: LlamaConfig) -> list[tuple[str, Weight, int | None]]:
-    """Meta's name of every tensor, where it comes from, and the dimension that shards split."""
+def _plan(weights: Sequence[Weight], config: LlamaConfig, count: int) -> list[PlannedTensor]:
     plan = []
     for weight in weights:
-        layer = re.search(r"\.(\d+)\.", weight.name)
-        number = layer[1] if layer else ""
-        pattern = weight.name.removesuffix(".weight").replace(f".{number}.", ".{}.", 1)
+        pattern, layer = split_layer(weight.name.removesuffix(".weight"))
         meta_name, axis = _META_NAMES[pattern]
         by_columns = pattern == _EMBEDDING and config.vocab_size < LLAMA_3_VOCABULARY  # before Llama 3
-        plan.append((meta_name.format(number) + ".weight", weight, 1 if by_columns else axis))
+        plan.append(_planned(f"{meta_name.format(layer=layer)}.weight", weight, 1 if by_columns else axis, config))
         if pattern == _EMBEDDING and config.tie_word_embeddings:
-            plan.append(("output.weight", weight, 0))
+            plan.append(_planned("output.weight", weight, 0, config))
     return plan
 
 
-def _write_shards(
-    folder: Path,
-    plan: Sequence[tuple[str, Weight, int | None]],
-    config: LlamaConfig,
-    count: int,
-    shown: Progress,
-) -> None:
-    described = {name: (weight.dtype, _part_shape(weight.shape, axis, count)) for name, weight, axis in plan}
+def _planned(name: str, weight: Weight, axis: int | None, config: LlamaConfig) -> PlannedTensor:
+    def cut(tensors: Sequence[Tensor], count: int) -> Iterator[Tensor]:
+        tensor = pairs(tensors[0], config.head_dim) if is_rotated(weight.name) else tensors[0]
+        yield from [tensor] * count if axis is None else tensor.chunk(count, dim=axis)
+
+    return PlannedTensor(name, (weight,), cut)
+
+
+def _write_shards(folder: Path, plan: Sequence[PlannedTensor], count: int, shown: Progress) -> None:
+    described = {tensor.name: (tensor.dtype, tensor.part_shape(count)) for tensor in plan}
     with ExitStack() as stack:
         shards = []
         for rank in range(count):
             root = f"consolidated.{rank:02}"
             file = stack.enter_context((folder / f"{root}.pth").open("wb"))
             shards.append(stack.enter_context(writing_torch_file(file, root, described)))
-        for _, weight, axis in plan:
-            tensor = weight.read()
-            if is_rotated(weight.name):
-                tensor = pairs(tensor, config.head_dim)
-            parts = [tensor] * count if axis is None else tensor.chunk(count, dim=axis)
-            for add, part in zip(shards, parts, strict=True):
+        for tensor in plan:
+            for add, part in zip(shards, tensor.cut([weight.read() for weight in tensor.sources], count), strict=True):
                 add(part)
-            del tensor, parts, part
-            weight.release()
-            shown.advance(weight.num_bytes)
-
-
-def _part_shape(shape: tuple[int, ...], axis: int | None, count: int) -> tuple[int, ...]:
-    return tuple(size // count if i == axis else size for i, size in enumerate(shape))
+            for weight in tensor.sources:
+                weight.release()
+                shown.advance(weight.num_bytes)
 
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from camelid.base.errors import ConfigError, FormatError
 from camelid.checkpoint.base import TensorInfo
-from camelid.checkpoint.meta import NAMES, MetaCheckpoint, halves, read_params
+from camelid.checkpoint.layer_names import split_layer
+from camelid.checkpoint.meta import NAMES, MetaCheckpoint, halves
 from camelid.checkpoint.meta_params import PARAMS, Shapes, config_from_params
 from camelid.model.mllama_config import EXTRA_EMBEDDINGS, MllamaConfig, MllamaVisionConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -31,8 +31,9 @@ MOST_TILES: Final = "vision_max_num_chunks"
 ENCODER_HEADS: Final = 16
 """Of the image encoder; no file states them."""
 
-_CROSS: Final = "text_model.cross_attention_layers.{}."
-_CROSSING: Final = "language_model.model.layers.{}."
+_CROSS_LAYERS: Final = "text_model.cross_attention_layers."
+_CROSS: Final = f"{_CROSS_LAYERS}{{layer}}."
+_CROSSING: Final = "language_model.model.layers.{layer}."
 _ENCODER: Final = "vision_model.vision_encoder."
 
 VISION_NAMES: Final[Mapping[str, tuple[str, int | None]]] = {
@@ -66,7 +67,7 @@ VISION_NAMES: Final[Mapping[str, tuple[str, int | None]]] = {
     f"{_ENCODER}post_tile_pos_embed.embedding": ("vision_model.post_tile_positional_embedding.embedding.weight", None),
     f"{_ENCODER}post_tile_pos_embed.gate": ("vision_model.post_tile_positional_embedding.gate", None),
     **{
-        f"{_ENCODER}{part}.resblocks.{{}}.{meta}": (f"vision_model.{part}.layers.{{}}.{ours}", axis)
+        f"{_ENCODER}{part}.resblocks.{{layer}}.{meta}": (f"vision_model.{part}.layers.{{layer}}.{ours}", axis)
         for part in ("transformer", "global_transformer")
         for meta, ours, axis in (
             ("attn.wq", "self_attn.q_proj", 0),
@@ -94,15 +95,9 @@ PATCHES: Final = "vision_model.patch_embedding.weight"
 TABLES: Final = (".tile_embedding.weight", "_tile_positional_embedding.embedding.weight")
 
 
-def open_meta(folder: Path) -> MetaCheckpoint:
-    """Open a folder as Meta releases it, by what its `params.json` says.
-
-    Raises:
-        NotFoundError: a file is missing.
-        FormatError: a file is damaged, would run code, or contradicts another.
-    """
-    reads_images = read_params(folder).get(NUM_CROSSING) not in (None, -1, 0)
-    return MetaVisionCheckpoint(folder) if reads_images else MetaCheckpoint(folder)
+def reads_images(params: Mapping[str, Any]) -> bool:
+    """Whether a `params.json` is a Llama 3.2 Vision's."""
+    return params.get(NUM_CROSSING) not in (None, -1, 0)
 
 
 class MetaVisionCheckpoint(MetaCheckpoint):
@@ -235,11 +230,8 @@ class MetaVisionCheckpoint(MetaCheckpoint):
 
     def _rename(self) -> dict[str, tuple[str, int | None]]:
         """Hugging Face name → Meta's, and the dimension that the shards split."""
+        self._refuse_bytes()
         first = self._shards[0].tensors
-        for shard in self._shards[1:]:
-            if shard.tensors.keys() != first.keys():
-                odd = sorted(shard.tensors.keys() ^ first.keys())[0]
-                raise FormatError(f"only some of the shards hold '{odd}'", where=shard.path)
         crossing, backbone = self._number(NUM_CROSSING), self._number("n_layers")
         crossed = crossing_layers(backbone, crossing)
         if len(crossed) != crossing:
@@ -249,17 +241,16 @@ class MetaVisionCheckpoint(MetaCheckpoint):
         for name in first:
             if name in DERIVED:
                 continue
-            layer = re.search(r"\.(0|[1-9]\d{0,4})\.", name)
-            pattern = name.replace(layer[0], ".{}.", 1) if layer else name
+            pattern, layer = split_layer(name)
             stem, leaf = re.fullmatch(r"(.*?)(\.weight|\.bias)?", pattern, re.DOTALL).groups()  # type: ignore[union-attr]
-            known, number = VISION_NAMES.get(stem), int(layer[1]) if layer else 0
-            numbers = crossed if name.startswith(_CROSS[:-3]) else plain
+            known, number = VISION_NAMES.get(stem), int(layer[:6] or 0)
+            numbers = crossed if name.startswith(_CROSS_LAYERS) else plain
             if name.startswith("text_model.") and layer:
                 number = numbers[number] if number < len(numbers) else -1
             if known is None or number < 0:
                 raise FormatError(f"the tensor {name[:200]!r} has no place in a Llama 3.2 Vision", where=self.path)
             axis = known[1] if leaf != ".bias" or known[1] == 0 else None
-            renamed = known[0].format(number) + (leaf or "")
+            renamed = known[0].format(layer=number) + (leaf or "")
             self._check_parts(name)
             sources[renamed] = (name, axis)
         needed = (EMBEDDING, EXTRA, PATCHES, *_FIRST_OF_A_LAYER)

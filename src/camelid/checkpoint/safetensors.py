@@ -13,12 +13,12 @@ import json
 import math
 import os
 import struct
-from collections import Counter
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from camelid.base.errors import FormatError, NotFoundError, did_you_mean
 from camelid.base.files import existing_file, format_bytes
+from camelid.base.strict_json import parse_json
 from camelid.checkpoint.pages import map_privately, release_pages
 
 if TYPE_CHECKING:
@@ -162,24 +162,10 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise _damaged(path, 8, "the header is not a JSON object")
     try:
-        fields = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except _DuplicateKeyError as error:
-        raise _damaged(path, 8, f"the header names {_short(str(error))} twice") from error
+        fields = parse_json(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, 8, f"the header is not JSON: {error}") from error
     assert isinstance(fields, dict)
-    return fields
-
-
-class _DuplicateKeyError(Exception):
-    pass
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        (name, _), *_ = (Counter(key for key, _ in pairs)).most_common(1)
-        raise _DuplicateKeyError(name)
     return fields
 
 

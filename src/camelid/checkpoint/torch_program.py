@@ -53,6 +53,10 @@ class TensorPlace:
     stride: tuple[int, ...]
 
 
+class Opaque:
+    """Bytes beside the tensors, as some of Meta's files hold them of their training; they are not kept."""
+
+
 class _RefusedError(Exception):
     """An instruction that this machine does not carry out."""
 
@@ -96,18 +100,34 @@ def _ordered_dict(*arguments: Any) -> dict[Any, Any]:
     return {}
 
 
+def _bytes(*arguments: Any) -> Opaque:
+    if not all(type(argument) is str for argument in arguments):
+        raise _RefusedError("bytes that are made of no text")
+    return Opaque()
+
+
+def _stream(*arguments: Any) -> Opaque:
+    if arguments:
+        raise _RefusedError("a stream with contents given at once")
+    return Opaque()
+
+
 CALLABLES: Final[Mapping[tuple[str, str], Callable[..., Any]]] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("_codecs", "encode"): _bytes,
+    ("__builtin__", "bytes"): _bytes,
+    ("_io", "BytesIO"): _stream,
 }
 """The names that a program may call, and what a call does here."""
 
+_OF_A_STREAM: Final = (Opaque, int, type(None))
 _MARK: Final = object()
 
 
 def run(program: bytes, where: Callable[[int], str]) -> Any:
-    """What the program builds: dictionaries, lists, tuples, numbers, texts and `TensorPlace`s.
+    """What the program builds: dictionaries, lists, tuples, numbers, texts, `TensorPlace`s and `Opaque`s.
 
     Args:
         program: the archive's `data.pkl`.
@@ -203,6 +223,11 @@ class _Machine:
             raise _RefusedError("a call of what is no function")
         self.stack.append(function(*arguments))
 
+    def new_object(self) -> None:
+        if len(self.stack) < 2 or self.stack[-2] is not _stream:
+            raise _RefusedError("a new object that is no stream of bytes")
+        self.call()
+
     def storage(self) -> None:
         ((kind, storage_type, key, _device, numel),) = self._pop(1)
         known = kind == "storage" and isinstance(storage_type, StorageType) and type(key) is str
@@ -211,8 +236,14 @@ class _Machine:
         self.stack.append(StoragePlace(key, storage_type, numel))
 
     def set_attributes(self) -> None:
-        """A state dict carries the versions of its modules; they say nothing of the weights."""
+        """A state dict carries the versions of its modules, a stream its bytes; neither says anything of weights."""
         (state,) = self._pop(1)
+        if (
+            type(self.stack[-1]) is Opaque
+            and type(state) is tuple
+            and all(type(part) in _OF_A_STREAM for part in state)
+        ):
+            return
         if type(self.stack[-1]) is not dict or type(state) is not dict or state.keys() != {"_metadata"}:
             raise _RefusedError("attributes set on an object")
 
@@ -245,6 +276,7 @@ _STEPS: Final[Mapping[bytes, Callable[[_Machine], None]]] = {
     b"\x80": _Machine.version,
     b"c": _Machine.name,
     b"R": _Machine.call,
+    b"\x81": _Machine.new_object,
     b"Q": _Machine.storage,
     b"b": _Machine.set_attributes,
     b"s": lambda m: m.set_items(m._pop(2)),

@@ -18,7 +18,7 @@ from camelid.base.files import existing_file
 from camelid.checkpoint import stored_zip, torch_program
 from camelid.checkpoint.pages import map_privately, release_pages
 from camelid.checkpoint.safetensors import MAX_DIMENSIONS, MAX_ELEMENTS, tensor_bytes
-from camelid.checkpoint.torch_program import MAX_PROGRAM_BYTES, TensorPlace
+from camelid.checkpoint.torch_program import MAX_PROGRAM_BYTES, Opaque, TensorPlace
 
 if TYPE_CHECKING:
     import mmap
@@ -70,6 +70,8 @@ class TorchFile:
             _refuse_legacy(file, path)
             self._members = stored_zip.read_directory(file, path)
             self._root = self._find_root()
+            self.opaque: set[str] = set()
+            """Names under which there are bytes, not a tensor."""
             self.tensors: Mapping[str, TorchTensor] = self._read_tensors(file)
             self._map: mmap.mmap | None = map_privately(file)
 
@@ -138,8 +140,9 @@ class TorchFile:
         for _ in range(MAX_NESTING):
             if isinstance(found, dict) and len(found) == 1 and isinstance(next(iter(found.values())), dict):
                 (found,) = found.values()
-        if isinstance(found, dict) and all(isinstance(place, TensorPlace) for place in found.values()):
-            return {str(name): place for name, place in found.items()}
+        if isinstance(found, dict) and all(isinstance(place, TensorPlace | Opaque) for place in found.values()):
+            self.opaque = {str(name) for name, place in found.items() if isinstance(place, Opaque)}
+            return {str(name): place for name, place in found.items() if isinstance(place, TensorPlace)}
         raise FormatError(
             "the file holds other things than tensors by name",
             where=self.path,
@@ -169,11 +172,6 @@ class TorchFile:
         if numel > storage.numel or (numel and last >= storage.numel):
             raise fail(f"the shape {list(place.shape)} reaches beyond its {storage.numel} elements")
         return TorchTensor(storage.type.dtype, place.shape, member.begin, place)
-
-
-def is_torch_file(head: bytes) -> bool:
-    """Whether a file that starts so may be one of torch.save, new or old."""
-    return head.startswith((stored_zip.MARK, LEGACY))
 
 
 @contextmanager

@@ -27,16 +27,16 @@ def train(
 
 @app.command()
 def encode(
-    source: Annotated[str, typer.Argument(help="A catalogue name, a folder or a file.")],
+    source: Annotated[str, typer.Argument(help="A catalogue name, a tokenizer or a model of any format.")],
     text: Annotated[str, typer.Argument(help="The text to cut.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print only the ids, as a JSON list.")] = False,
     allow_special: Annotated[bool, typer.Option(help="Read control tokens spelt out in the text as such.")] = False,
 ) -> None:
     """Show the ids of a text and the bytes that each stands for."""
     from camelid.checkpoint.catalogue import resolve
-    from camelid.tokenizer import load_tokenizer
+    from camelid.checkpoint.vocabulary import tokenizer_of
 
-    tokenizer = load_tokenizer(resolve(source))
+    tokenizer = tokenizer_of(resolve(source))
     ids = tokenizer.encode(text, allow_special=allow_special)
     if as_json:
         print(json.dumps(ids))
@@ -48,11 +48,11 @@ def encode(
 
 @app.command()
 def decode(
-    source: Annotated[str, typer.Argument(help="A catalogue name, a folder or a file.")],
+    source: Annotated[str, typer.Argument(help="A catalogue name, a tokenizer or a model of any format.")],
     ids: Annotated[list[int], typer.Argument(help="Token ids.")],
 ) -> None:
     """Show the text of token ids."""
     from camelid.checkpoint.catalogue import resolve
-    from camelid.tokenizer import load_tokenizer
+    from camelid.checkpoint.vocabulary import tokenizer_of
 
-    print(load_tokenizer(resolve(source)).decode(ids))
+    print(tokenizer_of(resolve(source)).decode(ids))

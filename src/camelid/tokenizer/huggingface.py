@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from camelid.base.errors import TokenizerError
 from camelid.base.files import atomic_file, write_text
+from camelid.base.strict_json import parse_json
 from camelid.tokenizer.base import SpecialTokens
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"this is no JSON: {error}", where=path) from error
     if not isinstance(value, dict):

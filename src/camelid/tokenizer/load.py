@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _TIKTOKEN_LINE: Final = re.compile(rb"\s*[A-Za-z0-9+/]+={0,2} \d+\s*(\n|$)")
 _IN_A_FOLDER: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
+MAX_BYTES = 100_000_000
+"""The largest `tokenizer.json` of a released Llama has 28 MB."""
+
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Open a vocabulary.
@@ -40,6 +43,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     with path.open("rb") as file:
         if file.read(4) == b"GGUF":
             return _load_gguf(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise TokenizerError(f"no vocabulary has {path.stat().st_size} bytes", where=path)
     data = path.read_bytes()
     if data.lstrip()[:1] in (b"{", b"["):
         from camelid.tokenizer.hf_json import load_tokenizer_json
