@@ -5,7 +5,7 @@
 
 Same weights, same tokens, fused AdamW and clipping at 1.0 on all sides, which take turns; medians. Before timing, all
 must give the same loss and the same gradient norm. The ceiling is measured in the same rounds: the matrix products of
-one step, in their very shapes, forward and backward, and nothing else.
+one step, in their very shapes, forward and backward, and nothing else; once by torch and once by camelid's kernel.
 
 With --memory, each side first runs three steps in a process of its own. Its figure is the most memory the process ever
 held, less what it held after importing everything, less weights, gradients and AdamW's two moments in fp32.
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from camelid.model.base import LanguageModel
     from camelid.model.llama_config import LlamaConfig
 
+    Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]
+
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """With OMP_WAIT_POLICY=passive the processor time of all threads hardly depends on who else is there."""
 
@@ -44,6 +46,7 @@ PRESETS = {"15m": "stories15m", "110m": "stories110m"}
 
 
 PEERS = ("trainer", "eager", "compiled")
+CEILINGS = ("torch products", "our products")
 OURS = "camelid"
 
 
@@ -220,7 +223,7 @@ def measured_alone(side: str, shape: str, batch: int, length: int) -> int:
     return int(run.stdout.split()[-1])
 
 
-def products(config: LlamaConfig, tokens: int, length: int, chunk: int) -> Callable[[], None]:
+def products(config: LlamaConfig, tokens: int, length: int, chunk: int, multiply: Multiply) -> Callable[[], None]:
     """Every matrix product of a step in its shape: x·Wᵀ, dy·W and dyᵀ·x for each weight, and attention's own."""
     hidden, width, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
@@ -233,9 +236,9 @@ def products(config: LlamaConfig, tokens: int, length: int, chunk: int) -> Calla
     out = {x.shape: torch.empty_like(x) for triple in (*layer, head) for x in triple}
 
     def linear(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor) -> None:
-        torch.mm(x, weight.T, out=out[grad.shape])
-        torch.mm(grad, weight, out=out[x.shape])
-        torch.mm(grad.T, x, out=out[weight.shape])
+        multiply(x, weight.T, out[grad.shape])
+        multiply(grad, weight, out[x.shape])
+        multiply(grad.T, x, out[weight.shape])
 
     def run() -> None:
         for _ in range(config.num_hidden_layers):
@@ -268,6 +271,7 @@ def main() -> None:
     parser.add_argument("--peak-of", choices=[OURS, *PEERS], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
+    from camelid.kernels.product import product
     from camelid.model.llama import Llama
     from camelid.model.presets import PRESETS as SHAPES
     from camelid.train.losses import default_chunk_tokens
@@ -283,33 +287,37 @@ def main() -> None:
     runs = {side: make_step(side, config, batch, length) for side in sides}
     clock = CLOCKS[arguments.clock]
     chunk = min(tokens, default_chunk_tokens(config.vocab_size, torch.device("cpu")))
-    ceiling = products(config, tokens, length, chunk)
+    multiply: list[Multiply] = [lambda a, b, c: torch.mm(a, b, out=c), lambda a, b, c: product(a, b, out_MN=c)]
+    ceilings = {name: products(config, tokens, length, chunk, by) for name, by in zip(CEILINGS, multiply, strict=True)}
 
     first = {side: step(0) for side, step in runs.items()}
     if any(not np.allclose(values, first[OURS], rtol=1e-4) for values in first.values()):
         sys.exit(f"not the same computation: {first}")
-    ceiling()
-    times: dict[str, list[float]] = {name: [] for name in [*runs, "products"]}
+    for ceiling in ceilings.values():
+        ceiling()
+    times: dict[str, list[float]] = {name: [] for name in [*runs, *ceilings]}
     for number in range(1, arguments.rounds + 1):
         for side, step in runs.items():
             times[side].append(seconds(lambda step=step, number=number: step(number), clock))  # type: ignore[misc]
-        times["products"].append(seconds(ceiling, clock))
+        for name, ceiling in ceilings.items():
+            times[name].append(seconds(ceiling, clock))
 
     speed = {name: tokens / median(values) for name, values in times.items()}
     with torch.device("meta"):
         flops = flops_per_token(Llama.from_config(config), [length] * batch)
     peers = [side for side in sides if side != OURS]
+    limit = max(speed[name] for name in ceilings)
     threads = f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, {arguments.clock} clock"
     print(f"{arguments.shape}: {batch} × {length} tokens, {flops / 1e6:.1f} MFLOP per token, {threads}")
-    print(f"{'':14}{'tokens/s':>10}{'GFLOP/s':>10}{'of the products':>18}{'MB beyond the state':>22}")
+    print(f"{'':14}{'tokens/s':>10}{'GFLOP/s':>10}{'of the ceiling':>18}{'MB beyond the state':>22}")
     for name, rate in speed.items():
         memory = f"{peaks[name] / 1e6:22.0f}" if name in peaks else ""
-        print(f"{name:14}{rate:10.0f}{rate * flops / 1e9:10.1f}{rate / speed['products']:18.0%}{memory}")
+        print(f"{name:14}{rate:10.0f}{rate * flops / 1e9:10.1f}{rate / limit:18.0%}{memory}")
     result: dict[str, str | float] = {
         "name": f"train_step_{arguments.shape}_tokens_per_s",
         "ours": round(speed[OURS], 1),
-        "limit": round(speed["products"], 1),
-        "share_of_limit": round(speed[OURS] / speed["products"], 3),
+        "limit": round(limit, 1),
+        "share_of_limit": round(speed[OURS] / limit, 3),
     }
     if peers:
         best = max(speed[peer] for peer in peers)

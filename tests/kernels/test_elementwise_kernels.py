@@ -1,4 +1,4 @@
-"""Native RMSNorm and SwiGLU against torch in double precision, for every instruction set of this processor."""
+"""Native passes between the products against torch in double precision, for every instruction set of this processor."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from camelid.kernels import elementwise
 from camelid.kernels.attention import vector_widths
 from camelid.kernels.elementwise import trains_natively
 from camelid.model.layers import RMSNorm
+from camelid.model.rope import RopeParameters
+from camelid.model.rotary import RotaryEmbedding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +73,56 @@ def test_swiglu_and_its_gradients(name: str, shape: tuple[int, int], size: float
 
 
 @pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("shape", [(1, 1, 32), (33, 3, 48), (300, 4, 128)])
+def test_rotary_embedding_and_its_gradient(name: str, shape: tuple[int, int, int]) -> None:
+    x, grad = random(*shape), random(*shape, seed=1)
+    angles = random(shape[0], 1, shape[2] // 2, seed=2)
+    cos, sin = torch.cat((angles.cos(), angles.cos()), -1), torch.cat((-angles.sin(), angles.sin()), -1)
+
+    ours = results(lambda x: elementwise.rotate(x, cos, sin, instruction_set=name), x, grad=grad)
+
+    def exactly(x: torch.Tensor) -> torch.Tensor:
+        return x * cos.double() + x.roll(shape[2] // 2, -1) * sin.double()
+
+    assert_alike(ours, results(exactly, x.double(), grad=grad))
+
+
+def test_a_rotation_takes_the_kernel_where_gradients_are_wanted() -> None:
+    rotation = RotaryEmbedding(RopeParameters(), 64)(torch.arange(9))
+    x = random(9, 2, 64)
+    assert elementwise.rotates_natively(x, rotation.cos_T1D, rotation.sin_T1D)
+    assert not elementwise.rotates_natively(x[..., :16], rotation.cos_T1D, rotation.sin_T1D)
+
+    turned = rotation.apply(x)
+    with torch.no_grad():
+        torch.testing.assert_close(turned, rotation.apply(x))
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("width", [1, 16, 37, 1003, 32000])
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_shares_in_the_softmax(name: str, width: int, size: float) -> None:
+    logits = random(7, width) * size
+    shares = logits.clone()
+
+    totals, logsumexps = elementwise.softmax_shares(shares, instruction_set=name)
+
+    exact = logits.double()
+    assert_alike((shares / totals[:, None], logsumexps), (exact.softmax(1), exact.logsumexp(1)))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_logit_that_is_no_number_spoils_its_row_alone(name: str) -> None:
+    logits = random(3, 100)
+    logits[1, 99] = torch.nan
+
+    totals, logsumexps = elementwise.softmax_shares(logits, instruction_set=name)
+
+    for numbers in (totals, logsumexps):
+        assert numbers.isfinite().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_gates_of_any_size_neither_overflow_nor_hide_what_is_no_number(name: str) -> None:
     gate = torch.tensor([-1e30, -200.0, -0.0, 0.0, 200.0, 1e30, torch.nan, 1.0] * 4)
 
@@ -92,7 +144,8 @@ def test_threads_change_no_bit(name: str) -> None:
             torch.set_num_threads(num_threads)
             norm = results(lambda x, w: elementwise.rms_norm(x, w, 1e-5, instruction_set=name), x, weight, grad=grad)
             gated = results(lambda g, u: elementwise.swiglu(g, u, instruction_set=name), x, grad, grad=grad)
-            found.append((*norm, *gated))
+            logits = x.clone()
+            found.append((*norm, *gated, *elementwise.softmax_shares(logits, instruction_set=name), logits))
     finally:
         torch.set_num_threads(before)
 

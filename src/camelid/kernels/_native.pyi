@@ -81,3 +81,29 @@ def swiglu_gradients(
     num_threads: int,
     /,
 ) -> None: ...
+def rotate(
+    instruction_set: str,
+    x: int,
+    cos: int,
+    sin: int,
+    back: bool,
+    out: int,
+    tokens: int,
+    heads: int,
+    dim: int,
+    num_threads: int,
+    /,
+) -> None: ...
+def softmax_shares(
+    instruction_set: str, x: int, largest: int, totals: int, rows: int, width: int, num_threads: int, /
+) -> None: ...
+def product(
+    instruction_set: str,
+    sizes: tuple[int, int, int],
+    a: tuple[int, int, int],
+    b: tuple[int, int, int],
+    c: tuple[int, int],
+    add: bool,
+    num_threads: int,
+    /,
+) -> None: ...

@@ -1,9 +1,11 @@
-"""RMSNorm and SwiGLU with their gradients in one pass each, for training on a CPU.
+"""RMSNorm, SwiGLU, rotary embedding and the loss's softmax in one pass each way, for training on a CPU.
 
-The plain twins are the layers of `camelid.model.layers` without gradients, or with `CAMELID_KERNELS=torch`. torch takes
-about ten passes over memory for either layer and keeps twice as much for the backward pass.
+The plain twins are the layers of `camelid.model.layers` and `camelid.model.rotary` without gradients, or with
+`CAMELID_KERNELS=torch`. torch takes about ten passes over memory for a norm or a SwiGLU, and keeps twice as much for
+the backward pass.
 
-Shape suffixes: T tokens, E hidden size, F width of the feed-forward layer.
+Shape suffixes: T tokens, E hidden size, F width of the feed-forward layer, N heads, D head dimension, C tokens of one
+chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from camelid import kernels
 from camelid.kernels.attention import vector_width
+from camelid.kernels.product import multiplies_natively
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +52,41 @@ def swiglu(gate_TF: Tensor, up_TF: Tensor, *, instruction_set: str | None = None
     """silu(gate) ⊙ up, for tensors for which `trains_natively` holds; differentiable once."""
     chosen = instruction_set or kernels.instruction_set()
     return cast("Tensor", cast("Any", _SwiGLU.apply)(gate_TF, up_TF, chosen))
+
+
+def rotate(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, *, instruction_set: str | None = None) -> Tensor:
+    """x · cos + (x, its halves exchanged) · sin, with sines that differ between the halves in their sign alone.
+
+    For tensors for which `rotates_natively` holds; differentiable once, in x.
+    """
+    chosen = instruction_set or kernels.instruction_set()
+    return cast("Tensor", cast("Any", _Rotate.apply)(x_TND, cos_T1D, sin_T1D, chosen))
+
+
+def rotates_natively(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> bool:
+    """Whether `rotate` takes these: half a head is a whole vector or more."""
+    return trains_natively(x_TND, cos_T1D, sin_T1D) and x_TND.shape[-1] >= 2 * (vector_width() or 0)
+
+
+def softmax_shares(logits_CV: Tensor, *, instruction_set: str | None = None) -> tuple[Tensor, Tensor]:
+    """Replace contiguous fp32 logits by their shares in the softmax, natively if `multiplies_natively`.
+
+    Natively a row's shares are not brought to a sum of 1, which would be another pass: its reader scales them anyway.
+
+    Returns:
+        [C] what a row's shares sum to, and [C] the logits' logsumexp.
+    """
+    assert logits_CV.is_contiguous()
+    if not multiplies_natively(logits_CV):
+        largest_C = logits_CV.amax(1)
+        torch.softmax(logits_CV, 1, out=logits_CV)
+        # The largest share is exp(0) / Σ exp(logit − largest) and at least 1/V: its logarithm is safe.
+        return torch.ones_like(largest_C), largest_C - logits_CV.amax(1).log()
+    largest_C, totals_C = logits_CV.new_empty(len(logits_CV)), logits_CV.new_empty(len(logits_CV))
+    addresses = [x.data_ptr() for x in (logits_CV, largest_C, totals_C)]
+    chosen = instruction_set or kernels.instruction_set()
+    _native().softmax_shares(chosen, *addresses, *logits_CV.shape, torch.get_num_threads())
+    return totals_C, largest_C + totals_C.log()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -107,6 +145,30 @@ class _SwiGLU(torch.autograd.Function):
         addresses = [x.data_ptr() for x in (gate_TF, up_TF, out_grad_TF, *grads)]
         _native().swiglu_gradients(ctx.chosen, *addresses, gate_TF.numel(), torch.get_num_threads())
         return *grads, None
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, chosen: str) -> Tensor:
+        assert cos_T1D.shape == sin_T1D.shape == (len(x_TND), 1, x_TND.shape[-1])
+        cos_T1D, sin_T1D = cos_T1D.contiguous(), sin_T1D.contiguous()
+        ctx.save_for_backward(cos_T1D, sin_T1D)
+        ctx.chosen = chosen
+        return _rotated(x_TND, cos_T1D, sin_T1D, chosen, back=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, out_grad_TND: Tensor) -> tuple[Tensor | None, ...]:
+        return _rotated(out_grad_TND, *ctx.saved_tensors, ctx.chosen, back=True), None, None, None
+
+
+def _rotated(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, chosen: str, *, back: bool) -> Tensor:
+    x_TND = x_TND.contiguous()
+    out_TND = torch.empty_like(x_TND)
+    if not isinstance(x_TND, FakeTensor):
+        inputs = [x.data_ptr() for x in (x_TND, cos_T1D, sin_T1D)]
+        _native().rotate(chosen, *inputs, back, out_TND.data_ptr(), *x_TND.shape, torch.get_num_threads())
+    return out_TND
 
 
 def _native() -> Any:

@@ -52,10 +52,13 @@ class Attention(nn.Module):
     def forward(self, x_TE: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor:
         """[T, E] → [T, E]."""
         q, k, v = self.q_proj(x_TE), self.k_proj(x_TE), self.v_proj(x_TE)
-        # Queries and keys are turned together: on a CPU, decoding spends its spare time on the number of operations.
-        qk_TND = rotation.apply(torch.cat((q, k), -1).view(len(q), -1, self.head_dim))
-        q_THD, k_TKD = torch.split(qk_TND, [q.shape[-1] // self.head_dim, k.shape[-1] // self.head_dim], 1)
-        v_TKD = v.view(len(v), -1, self.head_dim)
+        q_THD, k_TKD, v_TKD = (x.view(len(x), -1, self.head_dim) for x in (q, k, v))
+        if torch.is_grad_enabled():
+            q_THD, k_TKD = rotation.apply(q_THD), rotation.apply(k_TKD)
+        else:
+            # Turned together: on a CPU, decoding spends its spare time on the number of operations, not on a copy.
+            qk_TND = rotation.apply(torch.cat((q_THD, k_TKD), 1))
+            q_THD, k_TKD = torch.split(qk_TND, [q_THD.shape[1], k_TKD.shape[1]], 1)
         attended_THD = context.attend(self.layer, q_THD, k_TKD, v_TKD, scale=self.scale)
         out_TE: Tensor = self.o_proj(attended_THD.flatten(1))
         return out_TE

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from camelid.kernels.elementwise import rotate, rotates_natively
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,6 +30,8 @@ class Rotation(NamedTuple):
 
     def apply(self, x_TND: Tensor) -> Tensor:
         """Turn every head's pairs: (a, b) → (a·cos − b·sin, b·cos + a·sin), in fp32, returned in x's dtype."""
+        if rotates_natively(x_TND, self.cos_T1D, self.sin_T1D):
+            return rotate(x_TND, self.cos_T1D, self.sin_T1D)
         other_of_pair = x_TND.roll(x_TND.shape[-1] // 2, -1)
         return (x_TND * self.cos_T1D).addcmul_(other_of_pair, self.sin_T1D).to(x_TND.dtype)
 

@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from camelid.base.runtime import available_memory
+from camelid.kernels.elementwise import softmax_shares
+from camelid.kernels.product import product
 from camelid.model import ARCHITECTURES
 from camelid.model.attention import PackedContext
 from camelid.model.presets import PRESETS
@@ -175,14 +177,12 @@ def _output_layer(
 
     def chunk() -> None:
         """The operations of the trainer's loss, which this room may not import, in its order."""
-        logits_CV = torch.mm(hidden_CE, typed_VE.T, out=space_CV).float()
+        logits_CV = product(hidden_CE, typed_VE.T, out_MN=space_CV).float()
         logits_CV.gather(1, targets_C1)
-        logits_CV.amax(1)
-        probs_CV = torch.softmax(logits_CV, 1, out=logits_CV)
-        probs_CV.amax(1)
-        grad_CV = probs_CV.scatter_add_(1, targets_C1, -torch.ones_like(targets_C1, dtype=torch.float32)).to(dtype)
-        _ = grad_CV @ typed_VE
-        gradient_VE.addmm_(grad_CV.T, hidden_CE)
+        total_C, _ = softmax_shares(logits_CV)
+        grad_CV = logits_CV.scatter_add_(1, targets_C1, -total_C[:, None]).to(dtype)
+        product(grad_CV, typed_VE)
+        product(grad_CV.T, hidden_CE, out_MN=gradient_VE, add=True)
 
     num_ids = min(num_tokens, max(1, most_bytes // (64 * hidden_size)))
     ids_T = torch.randint(vocab_size, (num_ids,), device=device)

@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch.autograd.function import once_differentiable
 
+from camelid.kernels.elementwise import softmax_shares
+from camelid.kernels.product import product
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 32 << 20}
-"""Of fp32 logits that live at once, by kind of device: 256 tokens of a 32k vocabulary on a CPU, where 16 to 64 MiB were
-equally fast. An accelerator needs longer products to be busy."""
+CHUNK_BYTES = {"cpu": 64 << 20}
+"""Of fp32 logits that live at once, by kind of device: 524 tokens of a 32k vocabulary on a CPU, where products of half
+as many are 5% slower. An accelerator needs longer products to be busy."""
 ACCELERATOR_CHUNK_BYTES = 1 << 30
 MIN_CHUNK_TOKENS = 128
 """Below it the products themselves slow down: on a CPU by a fifth at 64 tokens."""
 
 
-Softmax = Callable[["Tensor", "Tensor", float], tuple["Tensor", "Tensor", "Tensor"]]
+Softmax = Callable[["Tensor", "Tensor", float], tuple["Tensor", "Tensor", "Tensor", "Tensor"]]
 
 
 class LossSums(NamedTuple):
@@ -104,15 +107,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for begin in range(0, len(hidden_NE), chunk_tokens):
             chunk = slice(begin, begin + chunk_tokens)
             hidden_CE = hidden_NE[chunk].to(dtype)
-            logits_CV = torch.mm(hidden_CE, typed_VE.T, out=space_CV[: len(hidden_CE)])
+            logits_CV = product(hidden_CE, typed_VE.T, out_MN=space_CV[: len(hidden_CE)])
             weights_C = weights_N[chunk]
-            cross_entropy_C, logsumexp_C, grad_CV = softmax(logits_CV, targets_N[chunk], z_loss)
+            cross_entropy_C, logsumexp_C, grad_CV, factor_C = softmax(logits_CV, targets_N[chunk], z_loss)
             cross_entropies.append(weights_C * cross_entropy_C)
             logsumexps.append(weights_C * logsumexp_C.square())
             # The scale goes to the E-wide side of both products, which saves a pass over the V-wide one.
-            scale_C1 = (weights_C * (1 + 2 * z_loss * logsumexp_C))[:, None]
+            scale_C1 = (weights_C * factor_C)[:, None]
             if hidden_grad_NE is not None:
-                hidden_grad_NE[chunk] = (grad_CV @ typed_VE) * scale_C1
+                hidden_grad_NE[chunk] = product(grad_CV, typed_VE) * scale_C1
             if output_grad_VE is not None:
                 _add_product(output_grad_VE, grad_CV.T, (hidden_CE * scale_C1).to(dtype), first=begin == 0)
         if output_grad_VE is not None and not len(hidden_NE):
@@ -138,25 +141,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return *grads, None, None, None, None, None, None
 
 
-def _softmax(logits_CV: Tensor, targets_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+def _softmax(logits_CV: Tensor, targets_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What a chunk's logits, which are overwritten, say of its targets.
 
     Returns:
-        Cross-entropies fp32 [C]; logsumexps fp32 [C]; softmax − target / (1 + 2 · z_loss · logsumexp), typed like the
-        logits [C, V]: the gradient of a token's objective up to the factor 1 + 2 · z_loss · logsumexp.
+        Cross-entropies fp32 [C]; logsumexps fp32 [C]; the gradients of the tokens' objectives but for a factor, typed
+        like the logits [C, V]; that factor, fp32 [C].
     """
     dtype, logits_CV, targets_C1 = logits_CV.dtype, logits_CV.float(), targets_C[:, None]
     target_logits_C = logits_CV.gather(1, targets_C1)[:, 0]
-    largest_C = logits_CV.amax(1)
-    probs_CV = torch.softmax(logits_CV, 1, out=logits_CV)
-    # The largest probability is exp(0) / Σ exp(logit − largest) and at least 1/V: its logarithm is safe.
-    logsumexp_C = largest_C - probs_CV.amax(1).log()
+    total_C, logsumexp_C = softmax_shares(logits_CV)
     pull_C = 1 + 2 * z_loss * logsumexp_C
-    grad_CV = probs_CV.scatter_add_(1, targets_C1, -pull_C.reciprocal()[:, None]).to(dtype)
-    return logsumexp_C - target_logits_C, logsumexp_C, grad_CV
+    grad_CV = logits_CV.scatter_add_(1, targets_C1, -(total_C / pull_C)[:, None]).to(dtype)
+    return logsumexp_C - target_logits_C, logsumexp_C, grad_CV, pull_C / total_C
 
 
-def _plain_softmax(logits_CV: Tensor, targets_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+def _plain_softmax(logits_CV: Tensor, targets_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same without overwriting, element by element: what a compiler can fuse."""
     scores_CV = logits_CV.float()
     logsumexp_C = scores_CV.logsumexp(1)
@@ -165,7 +165,7 @@ def _plain_softmax(logits_CV: Tensor, targets_C: Tensor, z_loss: float) -> tuple
     pull_C = 1 + 2 * z_loss * logsumexp_C
     probs_CV = (scores_CV - logsumexp_C[:, None]).exp()
     grad_CV = torch.where(is_target_CV, probs_CV - pull_C.reciprocal()[:, None], probs_CV).to(logits_CV.dtype)
-    return logsumexp_C - target_logits_C, logsumexp_C, grad_CV
+    return logsumexp_C - target_logits_C, logsumexp_C, grad_CV, pull_C
 
 
 @cache
@@ -175,7 +175,7 @@ def _compiled_softmax() -> Softmax:
 
 def _add_product(sum_VE: Tensor, a_VC: Tensor, b_CE: Tensor, *, first: bool) -> None:
     if a_VC.dtype == sum_VE.dtype:
-        sum_VE.addmm_(a_VC, b_CE, beta=0 if first else 1)  # with 0, what lies in an empty tensor is not read
+        product(a_VC, b_CE, out_MN=sum_VE, add=not first)
     elif first:
         sum_VE.copy_(a_VC @ b_CE)
     else:

@@ -26,6 +26,15 @@ struct ElementwiseKernels {
     void (*swiglu)(const float *gate, const float *up, float *out, std::size_t begin, std::size_t end);
     void (*swiglu_gradients)(const float *gate, const float *up, const float *out_grad, float *gate_grad,
                              float *up_grad, std::size_t begin, std::size_t end);
+
+    // Turn the pairs (i, i + dim / 2) of every head of tokens [begin, end), or turn them back. `cos` and `sin` have a
+    // row of `dim` for each token, the sine negative in the first half; dim / 2 is at least width_factor.
+    void (*rotate)(const float *x, const float *cos, const float *sin, std::size_t heads, std::size_t dim, bool back,
+                   float *out, std::size_t begin, std::size_t end);
+
+    // Replace rows [begin, end) of any width by exp(x − largest), and give each row's largest and the sum.
+    void (*softmax_shares)(float *x, std::size_t width, float *largest, float *totals, std::size_t begin,
+                           std::size_t end);
 };
 
 // There is none in plain C++: torch's own kernels are vectorised.

@@ -1,4 +1,4 @@
-// RMSNorm and SwiGLU for one instruction set, on the vectors of vector_impl.h.
+// RMSNorm, SwiGLU, rotary embedding and softmax for one instruction set, on the vectors of vector_impl.h.
 
 inline float inverse_root_mean_square(const float *x, std::size_t width, float eps) {
     Vector squares{};
@@ -56,5 +56,50 @@ void swiglu_gradients(const float *gate, const float *up, const float *out_grad,
         const Vector g = load(gate + i), s = sigmoid(g), dy = load(out_grad + i);
         store(gate_grad + i, dy * load(up + i) * s * (1.0f + g * (1.0f - s)));
         store(up_grad + i, dy * g * s);
+    }
+}
+
+void rotate(const float *x, const float *cos, const float *sin, std::size_t heads, std::size_t dim, bool back,
+            float *out, std::size_t begin, std::size_t end) {
+    const std::size_t half = dim / 2;
+    const float sign = back ? -1.0f : 1.0f;
+    for (std::size_t token = begin; token < end; ++token) {
+        const float *c = cos + token * dim, *s = sin + token * dim;
+        for (std::size_t head = token * heads; head < (token + 1) * heads; ++head)
+            for (std::size_t i = 0; i < half; i += kLanes) {
+                const std::size_t at = std::min(i, half - kLanes);  // the last vector may repeat some of the one before
+                const float *from = x + head * dim + at;
+                const Vector a = load(from), b = load(from + half);
+                store(out + head * dim + at, a * load(c + at) + b * (load(s + at) * sign));
+                store(out + head * dim + half + at, b * load(c + half + at) + a * (load(s + half + at) * sign));
+            }
+    }
+}
+
+void softmax_shares(float *x, std::size_t width, float *largests, float *totals, std::size_t begin, std::size_t end) {
+    constexpr std::size_t kPart = 32 * kLanes;  // that is summed by itself: a long sum would round too often
+    const std::size_t whole = width / kLanes * kLanes;
+    for (std::size_t row = begin; row < end; ++row) {
+        float *values = x + row * width, most = values[0], rest = 0;
+        Vector most_of_each = broadcast(most);
+        for (std::size_t i = 0; i < whole; i += kLanes) most_of_each = larger(load(values + i), most_of_each);
+        for (std::size_t i = 0; i < kLanes; ++i) most = std::max(most, most_of_each[i]);
+        for (std::size_t i = whole; i < width; ++i) most = std::max(most, values[i]);
+        Vector total{};
+        for (std::size_t part = 0; part < whole; part += kPart) {
+            Vector subtotal{};
+            for (std::size_t i = part; i < std::min(part + kPart, whole); i += kLanes) {
+                const Vector share = exponential(load(values + i) - most);
+                store(values + i, share);
+                subtotal += share;
+            }
+            total += subtotal;
+        }
+        for (std::size_t i = whole; i < width; ++i) {
+            values[i] = exponential(broadcast(values[i] - most))[0];
+            rest += values[i];
+        }
+        largests[row] = most;
+        totals[row] = sum(total) + rest;
     }
 }

@@ -20,6 +20,7 @@
 #include "attention.h"
 #include "block_kernels.h"
 #include "elementwise.h"
+#include "product.h"
 #include "thread_pool.h"
 
 namespace nb = nanobind;
@@ -199,6 +200,48 @@ void swiglu_gradients(const std::string &set, std::uintptr_t gate, std::uintptr_
     });
 }
 
+void rotate(const std::string &set, std::uintptr_t x, std::uintptr_t cos, std::uintptr_t sin, bool back,
+            std::uintptr_t out, std::size_t tokens, std::size_t heads, std::size_t dim, std::size_t num_threads) {
+    const ElementwiseKernels &kernels = find_elementwise(set);
+    const std::size_t piece = std::max<std::size_t>(kElementsPerPiece / (heads * dim), 1);
+    ThreadPool::instance().run(tokens, piece, num_threads, [&](std::size_t begin, std::size_t end) {
+        kernels.rotate(floats(x), floats(cos), floats(sin), heads, dim, back, floats(out), begin, end);
+    });
+}
+
+void softmax_shares(const std::string &set, std::uintptr_t x, std::uintptr_t largest, std::uintptr_t totals,
+                    std::size_t rows, std::size_t width, std::size_t num_threads) {
+    const ElementwiseKernels &kernels = find_elementwise(set);
+    const std::size_t piece = std::max<std::size_t>(kElementsPerPiece / width, 1);
+    ThreadPool::instance().run(rows, piece, num_threads, [&](std::size_t begin, std::size_t end) {
+        kernels.softmax_shares(floats(x), width, floats(largest), floats(totals), begin, end);
+    });
+}
+
+const ProductKernels &find_product(const std::string &set) {
+#ifdef CAMELID_X86
+    for (const ProductKernels *kernels : {&kProductAvx512, &kProductAvx2})
+        if (set == kernels->name) return *kernels;
+#endif
+    throw nb::key_error(("products on " + set).c_str());
+}
+
+// Of element (0, 0), and the distances to the next row and to the next column.
+using MatrixAddress = std::tuple<std::uintptr_t, std::size_t, std::size_t>;
+
+Matrix matrix_at(const MatrixAddress &address) {
+    return {floats(std::get<0>(address)), std::get<1>(address), std::get<2>(address)};
+}
+
+// rows, columns, depth
+using ProductSizes = std::tuple<std::size_t, std::size_t, std::size_t>;
+
+void product(const std::string &set, const ProductSizes &sizes, const MatrixAddress &a, const MatrixAddress &b,
+             const Address &c, bool add, std::size_t num_threads) {
+    const ProductPart whole{std::get<0>(sizes), std::get<1>(sizes), std::get<2>(sizes)};
+    multiply(find_product(set), whole, matrix_at(a), matrix_at(b), floats(c.first), c.second, add, num_threads);
+}
+
 }  // namespace
 }  // namespace camelid
 
@@ -215,4 +258,7 @@ NB_MODULE(_native, module) {
     module.def("rms_norm_gradients", &camelid::rms_norm_gradients, nb::call_guard<nb::gil_scoped_release>());
     module.def("swiglu", &camelid::swiglu, nb::call_guard<nb::gil_scoped_release>());
     module.def("swiglu_gradients", &camelid::swiglu_gradients, nb::call_guard<nb::gil_scoped_release>());
+    module.def("rotate", &camelid::rotate, nb::call_guard<nb::gil_scoped_release>());
+    module.def("softmax_shares", &camelid::softmax_shares, nb::call_guard<nb::gil_scoped_release>());
+    module.def("product", &camelid::product, nb::call_guard<nb::gil_scoped_release>());
 }

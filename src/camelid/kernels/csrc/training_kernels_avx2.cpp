@@ -8,20 +8,25 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "product.h"
 
 namespace camelid {
 namespace {
 
 constexpr std::size_t kLanes = 8;
+constexpr std::size_t kTileRows = 6;  // with kTileVectors columns: most of the vector registers
 
 #include "vector_impl.h"
 
 #include "attention_impl.h"
 #include "elementwise_impl.h"
+#include "product_impl.h"
 
 }  // namespace
 
 const AttentionKernels kAttentionAvx2{"avx2", kLanes, forward, backward};
-const ElementwiseKernels kElementwiseAvx2{"avx2", kLanes, rms_norm, rms_norm_gradients, swiglu, swiglu_gradients};
+const ElementwiseKernels kElementwiseAvx2{"avx2", kLanes, rms_norm, rms_norm_gradients, swiglu, swiglu_gradients,
+                                            rotate, softmax_shares};
+const ProductKernels kProductAvx2{"avx2", kTileRows, kTileColumns, pack_left, pack_right, multiply_panels};
 
 }  // namespace camelid

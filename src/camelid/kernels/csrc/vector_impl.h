@@ -9,6 +9,18 @@ inline void store(float *to, Vector a) { *reinterpret_cast<Vector *>(to) = a; }
 inline Vector broadcast(float a) { return a - Vector{}; }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
+// The elements of a and b, end to end, with these numbers.
+inline Vector interleave(Vector a, Vector b, Integers numbers) {
+#ifdef __clang__
+    Vector chosen;
+    for (std::size_t i = 0; i < kLanes; ++i)
+        chosen[i] = static_cast<std::size_t>(numbers[i]) < kLanes ? a[numbers[i]] : b[numbers[i] - kLanes];
+    return chosen;
+#else
+    return __builtin_shuffle(a, b, numbers);
+#endif
+}
+
 inline float sum(Vector a) {
     float total = 0;
     for (std::size_t i = 0; i < kLanes; ++i) total += a[i];

@@ -1,0 +1,100 @@
+"""Matrix products for training on a CPU: native where that is faster than torch's.
+
+torch multiplies fp32 with Intel's library, which makes less of other processors than they have. The plain twin is
+torch's own product, which does all the work elsewhere or with `CAMELID_KERNELS=torch`.
+
+Shape suffixes: M rows and N columns of a product, K depth that is summed over; T tokens, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from camelid import kernels
+from camelid.kernels.attention import vector_width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def multiplies_natively(*matrices: Tensor) -> bool:
+    """Whether products of these go through the kernel: fp32 matrices on a CPU that has it, and no autocast."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or vector_width() is None:
+        return False
+    return all(
+        type(x) in (torch.Tensor, torch.nn.Parameter)  # others may have no address
+        and x.ndim == 2
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        for x in matrices
+    )
+
+
+def product(
+    a_MK: Tensor,
+    b_KN: Tensor,
+    *,
+    out_MN: Tensor | None = None,
+    add: bool = False,
+    instruction_set: str | None = None,
+) -> Tensor:
+    """a · b: [M, N], natively if `multiplies_natively`; not differentiable.
+
+    The native result has the same bits whatever the number of threads.
+
+    Args:
+        a_MK: left factor; a transposed view is read as it lies.
+        b_KN: right factor, likewise.
+        out_MN: where the product goes, its rows contiguous; None: a new tensor.
+        add: to what `out_MN` holds.
+        instruction_set: one of `camelid.kernels.instruction_sets()` instead of the chosen one.
+    """
+    assert a_MK.shape[1] == b_KN.shape[0]
+    assert out_MN is not None or not add
+    if not multiplies_natively(a_MK, b_KN) or not a_MK.shape[1]:
+        if out_MN is None:
+            return a_MK @ b_KN
+        return out_MN.addmm_(a_MK, b_KN) if add else torch.mm(a_MK, b_KN, out=out_MN)
+    if out_MN is None:
+        out_MN = torch.empty(a_MK.shape[0], b_KN.shape[1], dtype=torch.float32, device=a_MK.device)
+    assert out_MN.shape == (a_MK.shape[0], b_KN.shape[1])
+    assert out_MN.dtype == torch.float32
+    assert out_MN.stride(1) == 1
+    a_MK, b_KN = (x if 1 in x.stride() else x.contiguous() for x in (a_MK, b_KN))
+    native, chosen = _native(), instruction_set or kernels.instruction_set()
+    sizes = (a_MK.shape[0], b_KN.shape[1], a_MK.shape[1])
+    factors = [(x.data_ptr(), *x.stride()) for x in (a_MK, b_KN)]
+    native.product(chosen, sizes, *factors, (out_MN.data_ptr(), out_MN.stride(0)), add, torch.get_num_threads())
+    return out_MN
+
+
+def linear(x_TI: Tensor, weight_OI: Tensor, *, instruction_set: str | None = None) -> Tensor:
+    """x · weightᵀ: [T, O], for tensors for which `multiplies_natively` holds; differentiable once."""
+    chosen = instruction_set or kernels.instruction_set()
+    return cast("Tensor", cast("Any", _Linear.apply)(x_TI, weight_OI, chosen))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, chosen: str) -> Tensor:
+        ctx.save_for_backward(x_TI, weight_OI)
+        ctx.chosen = chosen
+        return product(x_TI, weight_OI.T, instruction_set=chosen)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, out_grad_TO: Tensor) -> tuple[Tensor | None, ...]:
+        x_TI, weight_OI = ctx.saved_tensors
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        x_grad_TI = product(out_grad_TO, weight_OI, instruction_set=ctx.chosen) if wants_x else None
+        weight_grad_OI = product(out_grad_TO.T, x_TI, instruction_set=ctx.chosen) if wants_weight else None
+        return x_grad_TI, weight_grad_OI, None
+
+
+def _native() -> Any:
+    from camelid.kernels import _native
+
+    return _native

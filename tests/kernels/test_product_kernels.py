@@ -1,0 +1,139 @@
+"""Native matrix products against torch in double precision, for every instruction set of this processor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from camelid.kernels import instruction_sets
+from camelid.kernels.attention import vector_widths
+from camelid.kernels.product import linear, multiplies_natively, product
+from camelid.model.linear import Linear
+
+SETS = list(vector_widths())
+
+pytestmark = pytest.mark.skipif(not SETS, reason="no training kernel was built, or this processor runs none of them")
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def factor(rows: int, columns: int, *, transposed: bool, seed: int) -> torch.Tensor:
+    return random(columns, rows, seed=seed).T if transposed else random(rows, columns, seed=seed)
+
+
+def assert_close(ours: torch.Tensor, exact: torch.Tensor) -> None:
+    assert (ours - exact).norm() <= 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("name", SETS)
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 210), columns=st.integers(1, 300), depth=st.integers(1, 800),
+    transposed=st.tuples(st.booleans(), st.booleans()), add=st.booleans(),
+)  # fmt: skip
+def test_a_product_of_any_shape(
+    name: str, rows: int, columns: int, depth: int, transposed: tuple[bool, bool], add: bool
+) -> None:
+    a = factor(rows, depth, transposed=transposed[0], seed=1)
+    b = factor(depth, columns, transposed=transposed[1], seed=2)
+    wide = random(rows, columns + 3, seed=3)
+    out = wide[:, :columns]
+    exact = a.double() @ b.double() + (out.double() if add else 0)
+    beside = wide[:, columns:].clone()
+
+    product(a, b, out_MN=out, add=add, instruction_set=name)
+
+    # A product of few numbers may come near 0 and is measured by what it sums.
+    size = (a.double().abs() @ b.double().abs() + out.abs()).norm()
+    assert (out - exact).norm() <= 1e-6 * size
+    assert torch.equal(wide[:, columns:], beside)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("shape", [(40, 50, 9000), (2100, 600, 30), (50, 5000, 300)], ids=str)
+def test_a_product_in_several_parts(name: str, shape: tuple[int, int, int]) -> None:
+    rows, columns, depth = shape
+    a, b = random(rows, depth), random(columns, depth, seed=1).T
+
+    assert_close(product(a, b, instruction_set=name), a.double() @ b.double())
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_what_is_no_number_shows(name: str) -> None:
+    a, b = random(30, 50), random(50, 40, seed=1)
+    a[3, 7], b[9, 5] = torch.nan, torch.inf
+
+    out = product(a, b, instruction_set=name)
+
+    assert not out[3].isfinite().any()
+    assert not out[:, 5].isfinite().any()
+    assert out.isfinite().sum() == 29 * 39
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_projection_and_its_gradients(name: str) -> None:
+    inputs, grad = (random(100, 96), random(144, 96, seed=1)), random(100, 144, seed=2)
+
+    def results(run: object, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leaves = tuple(x.detach().requires_grad_() for x in leaves)
+        out = run(*leaves)
+        return (out, *torch.autograd.grad(out, leaves, grad.to(out.dtype)))
+
+    ours = results(lambda x, w: linear(x, w, instruction_set=name), *inputs)
+
+    for one, other in zip(ours, results(F.linear, *(x.double() for x in inputs)), strict=True):
+        assert_close(one, other)
+
+
+def test_threads_change_no_bit() -> None:
+    a, b = random(700, 900), random(800, 900, seed=1).T
+    before, found = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 3):
+            torch.set_num_threads(num_threads)
+            found.append([product(a, b, instruction_set=name) for name in SETS])
+    finally:
+        torch.set_num_threads(before)
+
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_row_has_the_same_bits_whatever_lies_beside_it() -> None:
+    a, b = random(500, 900), random(300, 900, seed=1).T
+    for name in SETS:
+        assert torch.equal(product(a[123:130], b, instruction_set=name), product(a, b, instruction_set=name)[123:130])
+
+
+def test_a_layer_multiplies_natively_where_gradients_are_wanted() -> None:
+    layer, x = Linear(64, 32, bias=True), random(5, 64)
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+
+    trained = layer(x)
+    with torch.no_grad():
+        decoded = layer(x)
+
+    assert torch.equal(decoded, F.linear(x, layer.weight, layer.bias))
+    assert torch.equal(trained, linear(x, layer.weight) + layer.bias)
+    trained.sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.full((32,), 5.0))
+
+
+def test_other_matrices_take_torchs_way() -> None:
+    a, b = random(3, 4), random(4, 5, seed=1)
+    assert multiplies_natively(a, b) == (instruction_sets() != ["portable"])
+    assert not multiplies_natively(a.double(), b.double())
+    assert not multiplies_natively(a[None], b)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not multiplies_natively(a, b)
+
+    out = torch.ones(3, 5, dtype=torch.float64)
+    product(a.double(), b.double(), out_MN=out, add=True)
+
+    torch.testing.assert_close(out, a.double() @ b.double() + 1)
+    assert torch.equal(product(torch.empty(2, 0), torch.empty(0, 3)), torch.zeros(2, 3))
