@@ -136,4 +136,9 @@ def test_other_matrices_take_torchs_way() -> None:
     product(a.double(), b.double(), out_MN=out, add=True)
 
     torch.testing.assert_close(out, a.double() @ b.double() + 1)
-    assert torch.equal(product(torch.empty(2, 0), torch.empty(0, 3)), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0)], ids=str)
+def test_empty_matrices_have_empty_products(shape: tuple[int, int, int]) -> None:
+    rows, columns, depth = shape
+    assert torch.equal(product(torch.empty(rows, depth), torch.empty(depth, columns)), torch.zeros(rows, columns))

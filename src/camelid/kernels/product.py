@@ -54,7 +54,7 @@ def product(
     """
     assert a_MK.shape[1] == b_KN.shape[0]
     assert out_MN is not None or not add
-    if not multiplies_natively(a_MK, b_KN) or not a_MK.shape[1]:
+    if not multiplies_natively(a_MK, b_KN) or not a_MK.numel() or not b_KN.numel():
         if out_MN is None:
             return a_MK @ b_KN
         return out_MN.addmm_(a_MK, b_KN) if add else torch.mm(a_MK, b_KN, out=out_MN)

@@ -42,7 +42,7 @@ extern const ProductKernels kProductAvx2;
 extern const ProductKernels kProductAvx512;
 #endif
 
-// c = a b, or c += a b, with rows of c that lie `c_row` floats apart.
+// c = a b, or c += a b, none of them empty, with rows of c that lie `c_row` floats apart.
 void multiply(const ProductKernels &kernels, const ProductPart &whole, Matrix a, Matrix b, float *c, std::size_t c_row,
               bool add, std::size_t num_threads);
 

@@ -118,7 +118,7 @@ void multiply_panels(const ProductPart &part, const float *left, const float *ri
                      bool add, std::size_t first_row, std::size_t end_row, std::size_t first_column,
                      std::size_t end_column) {
     const std::size_t stretches = (part.depth + kStretch - 1) / kStretch;
-    const std::size_t stretch = (part.depth + stretches - 1) / std::max<std::size_t>(stretches, 1);
+    const std::size_t stretch = (part.depth + stretches - 1) / stretches;
     for (std::size_t k = 0; k < part.depth; k += stretch) {
         const std::size_t depth = std::min(stretch, part.depth - k);
         const bool adds = add || k > 0;
