@@ -159,7 +159,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, out_grad_TND: Tensor) -> tuple[Tensor | None, ...]:
-        return _rotated(out_grad_TND, *ctx.saved_tensors, ctx.chosen, back=True), None, None, None
+        cos_T1D, sin_T1D = ctx.saved_tensors
+        return _rotated(out_grad_TND, cos_T1D, sin_T1D, ctx.chosen, back=True), None, None, None
 
 
 def _rotated(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, chosen: str, *, back: bool) -> Tensor:
