@@ -1,4 +1,4 @@
-"""What cria is taught in conversation: a part of every kind of conversation, `texts/lessons.jsonl.zst`.
+"""What cria is taught in conversation: a part of every kind, `texts/lessons.jsonl.zst`, and then `texts/drills.jsonl.zst`.
 
 python scripts/texts/lessons.py texts
 """
@@ -11,8 +11,11 @@ from pathlib import Path
 
 import zstandard
 
-TAKEN = {"requests": 1200, "countries": 4869, "questions": 4500, "dialogues": 3000, "chats": 1000}
-"""Some 800,000 tokens."""
+TAKEN = {
+    "lessons": {"requests": 1200, "countries": 4869, "questions": 4500, "dialogues": 3000, "chats": 1000},
+    "drills": {"requests": 150, "countries": 2400, "questions": 9000, "dialogues": 500, "chats": 100},
+}
+"""Some 860,000 tokens, and then mostly questions whose answers follow from them, which take the most practice."""
 
 
 def main() -> None:
@@ -20,16 +23,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
 
-    chance = random.Random("lessons")
-    lessons: list[str] = []
-    for name, number in TAKEN.items():
-        packed = (arguments.folder / f"{name}.jsonl.zst").read_bytes()
-        lines = zstandard.ZstdDecompressor().stream_reader(packed).read().decode().splitlines(keepends=True)
-        lessons += chance.sample(lines, number)
-    chance.shuffle(lessons)
-    content = "".join(lessons).encode()
-    (arguments.folder / "lessons.jsonl.zst").write_bytes(zstandard.ZstdCompressor(level=19).compress(content))
-    print(f"{len(lessons)} conversations, {len(content) / 1e6:.1f} MB")
+    for name, taken in TAKEN.items():
+        chance = random.Random(name)
+        conversations: list[str] = []
+        for source, number in taken.items():
+            packed = (arguments.folder / f"{source}.jsonl.zst").read_bytes()
+            lines = zstandard.ZstdDecompressor().stream_reader(packed).read().decode().splitlines(keepends=True)
+            conversations += chance.sample(lines, number)
+        chance.shuffle(conversations)
+        content = "".join(conversations).encode()
+        (arguments.folder / f"{name}.jsonl.zst").write_bytes(zstandard.ZstdCompressor(level=19).compress(content))
+        print(f"{name}: {len(conversations)} conversations, {len(content) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

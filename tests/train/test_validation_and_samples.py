@@ -166,7 +166,9 @@ def test_a_model_with_a_chat_template_is_asked_as_a_user(tmp_path: Path, monkeyp
 
     prompts = []
     add = Engine.add
-    monkeypatch.setattr(Engine, "add", lambda self, ids, params: prompts.append(ids) or add(self, ids, params))
+    monkeypatch.setattr(
+        Engine, "add", lambda self, ids, *args, **named: prompts.append(ids) or add(self, ids, *args, **named)
+    )
     trainer(tmp_path, template=ChatMLFormat.template, sample_every=12, sample_prompts=("Hi",), sample_tokens=2).run()
     asked = ChatMLFormat(ByteTokenizer()).render([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
     assert prompts == [asked.ids]

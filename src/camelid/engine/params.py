@@ -81,7 +81,7 @@ class SamplingParams:
     choice: tuple[str, ...] = ()
     """The reply is one of these texts."""
     grammar: str | None = None
-    """The reply follows this grammar, in Lark's notation or llama.cpp's (GBNF)."""
+    """The reply follows this grammar, in Lark's notation or in GBNF."""
     min_tokens: int = 0
     """No stop token and no stop text ends the reply before it has so many tokens."""
     logprobs: bool = False
