@@ -1,4 +1,4 @@
-"""What cria is taught in conversation: a part of every kind, `texts/lessons.jsonl.zst`, and then `texts/drills.jsonl.zst`.
+"""What cria is taught in conversation, a part of every kind: `texts/lessons.jsonl.zst`, then `texts/drills.jsonl.zst`.
 
 python scripts/texts/lessons.py texts
 """
