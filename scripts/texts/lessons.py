@@ -13,7 +13,7 @@ import zstandard
 
 TAKEN = {
     "lessons": {"requests": 1200, "countries": 4869, "questions": 4500, "dialogues": 3000, "chats": 1000},
-    "drills": {"requests": 150, "countries": 2400, "questions": 9000, "dialogues": 500, "chats": 100},
+    "drills": {"requests": 100, "countries": 1200, "questions": 6500, "dialogues": 300, "chats": 50},
 }
 """Some 860,000 tokens, and then mostly questions whose answers follow from them, which take the most practice."""
 

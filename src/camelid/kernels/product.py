@@ -1,7 +1,7 @@
 """Matrix products for training on a CPU: native where that is faster than torch's.
 
-torch multiplies fp32 with Intel's library, which makes less of other processors than they have. The plain twin is
-torch's own product, which does all the work elsewhere or with `CAMELID_KERNELS=torch`.
+On the AMD processor that it was measured on, torch's product, Intel's library, was slower. The plain twin is torch's own
+product, which does all the work elsewhere or with `CAMELID_KERNELS=torch`.
 
 Shape suffixes: M rows and N columns of a product, K depth that is summed over; T tokens, I inputs, O outputs.
 """
