@@ -74,10 +74,11 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
 def cached_models() -> list[CachedModel]:
     """Every model in the hub's cache that has a `config.json`."""
     import huggingface_hub
+    from huggingface_hub import constants
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        cache = huggingface_hub.scan_cache_dir()
+        cache = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return []
     models = []
@@ -97,10 +98,11 @@ def remove_cached(repo_id: str) -> int:
         NotFoundError: the cache has no such model.
     """
     import huggingface_hub
+    from huggingface_hub import constants
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        cache = huggingface_hub.scan_cache_dir()
+        cache = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound as error:
         raise NotFoundError(f"'{repo_id}' has not been pulled") from error
     for repository in cache.repos:
