@@ -1,7 +1,7 @@
 """Matrix products for training on a CPU: native where that is faster than torch's.
 
-On the AMD processor that it was measured on, torch's product, Intel's library, was slower. The plain twin is torch's own
-product, which does all the work elsewhere or with `CAMELID_KERNELS=torch`.
+On the AMD processor that it was measured on, torch's product, which is Intel's library, was slower. It is the plain
+twin, which does all the work elsewhere or with `CAMELID_KERNELS=torch`.
 
 Shape suffixes: M rows and N columns of a product, K depth that is summed over; T tokens, I inputs, O outputs.
 """
