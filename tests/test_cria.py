@@ -45,5 +45,5 @@ def test_it_tells_a_story_to_its_end(cria: LLM) -> None:
         min_p=0.1,
         seed=1,
     )
-    assert "dog" in reply.text
+    assert reply.text.startswith("Once upon a time")
     assert len(reply.text) > 200

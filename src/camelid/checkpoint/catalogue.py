@@ -118,7 +118,7 @@ def _catalogue() -> dict[str, CatalogueEntry]:
     calm = {"temperature": 0.0, "repetition_penalty": 1.05}
     entries = [
         CatalogueEntry("smollm2-135m-instruct", "smollm2-135m", SMOLLM2, calm),
-        CatalogueEntry("cria", "cria", BundledSource("weights/cria.gguf"), {"temperature": 0.7, "min_p": 0.1}),
+        CatalogueEntry("cria", "cria", BundledSource("weights/cria.gguf"), {"temperature": 0.4, "min_p": 0.1}),
     ]
     entries += [
         CatalogueEntry(p.name, p.name, HubSource(p.hub_id)) for p in PRESETS.values() if p.hub_id and not p.pickled

@@ -12,7 +12,6 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from torch.nn.attention import varlen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 LARGEST_HEAD = 256
 """Dimensions of a head that flash attention takes, in steps of 8."""
 
-TAKEN = frozenset(signature(varlen.varlen_attn).parameters)
-"""Keywords of torch's function, which have changed from 2.11 to 2.13."""
-
 
 class Layout(NamedTuple):
     """Where sequences lie, as the kernel wants to be told: made once per pass, before anything is compiled."""
@@ -33,12 +29,17 @@ class Layout(NamedTuple):
     """int32 on the device; sequence n has the tokens starts[n] … starts[n + 1] − 1."""
     longest: int
     """Tokens of the longest sequence."""
+    keywords: frozenset[str]
+    """What torch's function takes, which has changed from 2.11 to 2.13."""
 
 
 def layout(lengths: Sequence[int], device: torch.device) -> Layout:
     """The layout of sequences of these lengths, end to end."""
+    from torch.nn.attention import varlen  # brings torch's compiler, 1.7 seconds, which a CPU has no use for
+
     starts_N1 = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, pin_memory=device.type == "cuda")
-    return Layout(starts_N1.to(device, non_blocking=True), max(lengths))
+    keywords = frozenset(signature(varlen.varlen_attn).parameters)
+    return Layout(starts_N1.to(device, non_blocking=True), max(lengths), keywords)
 
 
 def flash_runs_on(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> bool:
@@ -63,17 +64,15 @@ def flash_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, where: Layout, 
         where: the sequences; their lengths sum to T.
         scale: factor of the scores before the softmax.
     """
-    if "enable_gqa" not in TAKEN and q_THD.shape[1] != k_TKD.shape[1]:
+    from torch.nn.attention import varlen
+
+    starts_N1, longest, keywords = where
+    if "enable_gqa" not in keywords and q_THD.shape[1] != k_TKD.shape[1]:
         k_TKD, v_TKD = (x.repeat_interleave(q_THD.shape[1] // x.shape[1], 1) for x in (k_TKD, v_TKD))
-    if "scale" not in TAKEN:
+    if "scale" not in keywords:
         q_THD = q_THD * (scale * q_THD.shape[-1] ** 0.5)
-    starts_N1, longest = where
-    options = _options(scale, q_THD.shape[1] != k_TKD.shape[1])
+    is_grouped = q_THD.shape[1] != k_TKD.shape[1]
+    wanted = {"is_causal": True, "window_size": (-1, 0), "scale": scale, "enable_gqa": is_grouped}
+    options: dict[str, Any] = {name: value for name, value in wanted.items() if name in keywords}
     attended_THD = varlen.varlen_attn(q_THD, k_TKD, v_TKD, starts_N1, starts_N1, longest, longest, **options)
     return cast("Tensor", attended_THD)
-
-
-def _options(scale: float, is_grouped: bool) -> dict[str, Any]:
-    """The keywords that make it causal and scaled."""
-    wanted = {"is_causal": True, "window_size": (-1, 0), "scale": scale, "enable_gqa": is_grouped}
-    return {name: value for name, value in wanted.items() if name in TAKEN}
