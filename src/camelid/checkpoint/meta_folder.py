@@ -6,6 +6,7 @@ What every generation of them shares; which tensor is what is `camelid.checkpoin
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,9 +55,9 @@ class MetaFolder(Checkpoint):
             self.close()
             raise
 
+    @abstractmethod
     def _describe(self) -> None:
         """Find out which tensor is what; no tensor is read."""
-        raise NotImplementedError
 
     def _check_shards(self) -> None:
         first = self._shards[0]
