@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from camelid.kernels import elementwise
 from camelid.kernels.attention import vector_widths
-from camelid.kernels.elementwise import trains_natively
+from camelid.kernels.elementwise import runs_natively
 from camelid.model.layers import RMSNorm
 from camelid.model.rope import RopeParameters
 from camelid.model.rotary import RotaryEmbedding
@@ -152,18 +152,29 @@ def test_threads_change_no_bit(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_only_training_in_fp32_on_whole_vectors_is_taken() -> None:
-    assert elementwise.trains_natively(random(3, 32))
-    assert not elementwise.trains_natively(random(3, 12))
-    assert not elementwise.trains_natively(random(3, 32).double())
+def test_only_fp32_on_whole_vectors_is_taken() -> None:
+    assert elementwise.runs_natively(random(3, 32))
+    assert not elementwise.runs_natively(random(3, 12))
+    assert not elementwise.runs_natively(random(3, 32).double())
+
+
+def test_without_gradients_the_bits_are_those_of_training() -> None:
+    x, up, weight = random(7, 64), random(7, 64, seed=1), random(64, seed=2)
+    heads = random(7, 2, 32, seed=3)
+    rotation = RotaryEmbedding(RopeParameters(), 32)(torch.arange(7))
+
+    def outs() -> list[torch.Tensor]:
+        return [elementwise.rms_norm(x, weight, 1e-5), elementwise.swiglu(x, up), rotation.apply(heads)]
+
+    trained = outs()
     with torch.no_grad():
-        assert not elementwise.trains_natively(random(3, 32))
+        assert all(torch.equal(one, other) for one, other in zip(outs(), trained, strict=True))
 
 
 def test_fake_tensors_take_the_same_way_without_being_touched() -> None:
     with FakeTensorMode():
         norm, x = RMSNorm(64, 1e-5), torch.empty(4, 64, requires_grad=True)
-        assert trains_natively(x, norm.weight)
+        assert runs_natively(x, norm.weight)
         elementwise.swiglu(norm(x), x).sum().backward()
         assert x.grad is not None
         assert x.grad.shape == (4, 64)

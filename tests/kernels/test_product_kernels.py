@@ -103,14 +103,19 @@ def test_threads_change_no_bit() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_a_row_has_the_same_bits_whatever_lies_beside_it() -> None:
-    a, b = random(500, 900), random(300, 900, seed=1).T
-    for name in SETS:
-        assert torch.equal(product(a[123:130], b, instruction_set=name), product(a, b, instruction_set=name)[123:130])
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(("columns", "depth"), [(300, 900), (64, 37), (96, 2100), (33, 384), (32, 5)])
+def test_a_row_has_the_same_bits_whatever_rows_are_with_it(name: str, columns: int, depth: int) -> None:
+    a, weight = random(200, depth), random(columns, depth, seed=1)
+    whole = product(a, weight.T, instruction_set=name)
+
+    for first, end in [(n, n + rows) for n in (0, 3, 77) for rows in (*range(1, 27), 96, 97, 110)]:
+        assert torch.equal(product(a[first:end], weight.T, instruction_set=name), whole[first:end])
 
 
-def test_a_layer_multiplies_natively_where_gradients_are_wanted() -> None:
-    layer, x = Linear(64, 32, bias=True), random(5, 64)
+@pytest.mark.parametrize("num_rows", [1, 5, 60])
+def test_a_layer_multiplies_natively_with_and_without_gradients(num_rows: int) -> None:
+    layer, x = Linear(64, 32, bias=True), random(num_rows, 64)
     torch.nn.init.normal_(layer.weight)
     torch.nn.init.normal_(layer.bias)
 
@@ -118,10 +123,10 @@ def test_a_layer_multiplies_natively_where_gradients_are_wanted() -> None:
     with torch.no_grad():
         decoded = layer(x)
 
-    assert torch.equal(decoded, F.linear(x, layer.weight, layer.bias))
-    assert torch.equal(trained, linear(x, layer.weight) + layer.bias)
+    assert torch.equal(decoded, trained)
+    assert torch.equal(trained, product(x, layer.weight.T) + layer.bias)
     trained.sum().backward()
-    torch.testing.assert_close(layer.bias.grad, torch.full((32,), 5.0))
+    torch.testing.assert_close(layer.bias.grad, torch.full((32,), float(num_rows)))
 
 
 def test_other_matrices_take_torchs_way() -> None:

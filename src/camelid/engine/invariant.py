@@ -1,10 +1,11 @@
 """Forward passes whose result for a token hangs on its own sequence alone, to the last bit.
 
-Matrix products round differently with the number of rows: on the CPU of docs/decisions/0010, 1, 2, 3, 5, 6, 7, 9, 10 or
-11 rows give other last bits than 64, and all multiples of 4 the same. Attention by torch differs with the number of
-queries and keys. Here rows are padded to multiples of 4, and attention runs in tiles of one shape: `TILE` queries
-against `BLOCK` keys at positions that are multiples of it, summed in the order of the blocks. What a query must not see
-adds exact zeros.
+The native kernels of `camelid.kernels` compute so by themselves: `rounds_alone` says for which models they do all the
+work. For the others there is `InvariantContext`, at a cost (docs/decisions/0012): torch's matrix products round
+differently with the number of rows (on the CPU of that page, 1, 2, 3, 5, 6, 7, 9, 10 or 11 rows give other last bits
+than 64, and all multiples of 4 the same), and its attention with the number of queries and keys. So rows are padded to
+multiples of 4, and attention runs in tiles of one shape: `TILE` queries against `BLOCK` keys at positions that are
+multiples of it, summed in the order of the blocks. What a query must not see adds exact zeros.
 
 Shape suffixes: T tokens of all sequences end to end, H query heads, K key/value heads, G = H / K, D head dimension, N
 tiles of queries, M = TILE · G rows of a tile, J blocks of keys, L = BLOCK keys.
@@ -20,12 +21,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camelid.engine.kv_cache import PagedContext
+from camelid.kernels.attention import vector_width
+from camelid.model.linear import Matrix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from camelid.engine.kv_cache import PagedKVCache, Rows, Span
     from camelid.model.attention import Reach
+    from camelid.model.base import LanguageModel
     from camelid.model.image_memory import ImageMemory
 
 ROWS = 4
@@ -35,6 +39,20 @@ TILE, BLOCK = 4, 64
 
 MAX_PAIRS = 512
 """Tiles times blocks that are scored at once."""
+
+
+def rounds_alone(model: LanguageModel, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether nothing in a model's steps rounds with the batch: dense and in fp32, all of it in native kernels."""
+    config, width = model.config, vector_width()
+    return (
+        width is not None
+        and device.type == "cpu"
+        and dtype == torch.float32
+        and config.head_dim % width == 0
+        and config.hidden_size % width == 0
+        and config.image_token_id is None
+        and not any(isinstance(module, Matrix) and module.packed is not None for module in model.modules())
+    )
 
 
 def num_padded(num_rows: int) -> int:

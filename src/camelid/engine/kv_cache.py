@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from camelid.model.attention import AttentionContext, PackedContext, causal_attention, visible_keys
+from camelid.kernels.paged import PagedLayout, layout, paged_attention, paged_attention_runs_on
+from camelid.model.attention import AttentionContext, PackedContext, Window, causal_attention, visible_keys
 from camelid.model.image_memory import image_reads
 
 if TYPE_CHECKING:
@@ -158,7 +160,8 @@ CACHES = {"exact": PagedKVCache, "q8": QuantizedKVCache}
 class PagedContext(AttentionContext):
     """Where the tokens of one step belong: any mix of prefill chunks and decoded tokens.
 
-    Everything that the layers share (slots, masks, which keys to read) is computed here, once per step.
+    Everything that the layers share (slots, masks, which keys to read) is computed once per step. On a CPU with the
+    kernel for it, attention reads the blocks where they lie; elsewhere each of several routes serves some sequences.
 
     Args:
         cache: where keys and values are kept.
@@ -191,14 +194,16 @@ class PagedContext(AttentionContext):
         self._slots = _slots_to_write(spans, cache)
         self._spans = spans
         self.images = image_reads([range(span.cached_len, span.total) for span in spans], memories)
-        self._routes: dict[Reach | None, list[_Route]] = {None: _routes(spans, cache)}
+        self._routes: dict[Reach | None, list[_Route]] = {}
 
     def attend(
         self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float, reach: Reach | None = None
     ) -> Tensor:
         """Write the new keys and values into their slots, then attend within each sequence, its past included."""
         keys, values = self._cache.write(layer, self._slots, k_TKD, v_TKD)
-        routes = self._routes.get(reach) or self._routes_within(reach)
+        if (out_THD := self._attend_natively(q_THD, keys, values, scale, reach)) is not None:
+            return out_THD
+        routes = self._routes_within(reach)
         if len(routes) == 1:
             return routes[0].attend(q_THD, k_TKD, v_TKD, keys, values, scale)
         out_THD = torch.empty_like(q_THD)
@@ -206,10 +211,32 @@ class PagedContext(AttentionContext):
             out_THD[route.rows] = route.attend(q_THD, k_TKD, v_TKD, keys, values, scale)
         return out_THD
 
+    def _attend_natively(
+        self, q_THD: Tensor, keys: Rows, values: Rows, scale: float, reach: Reach | None
+    ) -> Tensor | None:
+        scales = None
+        if isinstance(keys, QuantizedRows) and isinstance(values, QuantizedRows):
+            scales = keys.scales, values.scales
+            keys, values = keys.codes, values.codes
+        assert isinstance(keys, Tensor)
+        assert isinstance(values, Tensor)
+        if not paged_attention_runs_on(q_THD, keys, scales):
+            return None
+        kind = "all" if reach is None else "window" if isinstance(reach, Window) else "chunk"
+        size = 0 if reach is None else reach.size
+        return paged_attention(q_THD, keys, values, self._layout, scale=scale, scales=scales, reach=(kind, size))
+
+    @cached_property
+    def _layout(self) -> PagedLayout:
+        sequences = [(span.start, span.query_len, span.cached_len, span.block_table) for span in self._spans]
+        return layout(sequences, self._cache.block_size)
+
     def _routes_within(self, reach: Reach | None) -> list[_Route]:
         """Made once per step, by the first layer with this reach."""
-        everything = all(span.sees_all(reach) for span in self._spans)
-        self._routes[reach] = self._routes[None] if everything else _routes(self._spans, self._cache, reach)
+        if reach is not None and all(span.sees_all(reach) for span in self._spans):
+            reach = None
+        if reach not in self._routes:
+            self._routes[reach] = _routes(self._spans, self._cache, reach)
         return self._routes[reach]
 
 

@@ -49,6 +49,20 @@ def attention_gradients(
     num_threads: int,
     /,
 ) -> None: ...
+def paged_attention(
+    instruction_set: str,
+    sequences: int,
+    tables: int,
+    sizes: tuple[int, int, int, int, int],
+    scale: float,
+    reach: tuple[int, int],
+    q: tuple[int, int],
+    keys: tuple[int, int],
+    values: tuple[int, int],
+    out: tuple[int, int],
+    num_threads: int,
+    /,
+) -> None: ...
 
 norm_rows: int
 """Rows whose share of the gradient of a norm's weight is summed at once."""

@@ -1,8 +1,7 @@
-"""RMSNorm, SwiGLU, rotary embedding and the loss's softmax in one pass each way, for training on a CPU.
+"""RMSNorm, SwiGLU, rotary embedding and the loss's softmax in one pass each way, on a CPU.
 
-The plain twins are the layers of `camelid.model.layers` and `camelid.model.rotary` without gradients, or with
-`CAMELID_KERNELS=torch`. torch takes about ten passes over memory for a norm or a SwiGLU, and keeps twice as much for
-the backward pass.
+The plain twins are the layers of `camelid.model.layers` and `camelid.model.rotary` with `CAMELID_KERNELS=torch`. torch
+takes about ten passes over memory for a norm or a SwiGLU, and keeps twice as much for the backward pass.
 
 Shape suffixes: T tokens, E hidden size, F width of the feed-forward layer, N heads, D head dimension, C tokens of one
 chunk, V vocabulary.
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def trains_natively(*tensors: Tensor) -> bool:
-    """Whether these go through the kernels: with gradients, fp32 on a CPU that has them, rows of whole vectors.
+def runs_natively(*tensors: Tensor) -> bool:
+    """Whether these go through the kernels: fp32 on a CPU that has them, rows of whole vectors.
 
     Fake tensors, with which a run is planned, take the same way and as much memory, but there is nothing to compute.
     Other kinds of tensors, distributed ones say, may have no address.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return False
     width = vector_width()
     return width is not None and all(
@@ -43,14 +42,18 @@ def trains_natively(*tensors: Tensor) -> bool:
 
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float, *, instruction_set: str | None = None) -> Tensor:
-    """x / sqrt(mean(x²) + eps) · weight, for tensors for which `trains_natively` holds; differentiable once."""
-    chosen = instruction_set or kernels.instruction_set()
+    """x / sqrt(mean(x²) + eps) · weight, for tensors for which `runs_natively` holds; differentiable once."""
+    chosen = instruction_set or kernels.instruction_set() or ""
+    if not torch.is_grad_enabled():
+        return _normed(x_TE, weight_E, eps, chosen)
     return cast("Tensor", cast("Any", _RMSNorm.apply)(x_TE, weight_E, eps, chosen))
 
 
 def swiglu(gate_TF: Tensor, up_TF: Tensor, *, instruction_set: str | None = None) -> Tensor:
-    """silu(gate) ⊙ up, for tensors for which `trains_natively` holds; differentiable once."""
-    chosen = instruction_set or kernels.instruction_set()
+    """silu(gate) ⊙ up, for tensors for which `runs_natively` holds; differentiable once."""
+    chosen = instruction_set or kernels.instruction_set() or ""
+    if not torch.is_grad_enabled():
+        return _gated(gate_TF, up_TF, chosen)
     return cast("Tensor", cast("Any", _SwiGLU.apply)(gate_TF, up_TF, chosen))
 
 
@@ -59,13 +62,15 @@ def rotate(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, *, instruction_set: 
 
     For tensors for which `rotates_natively` holds; differentiable once, in x.
     """
-    chosen = instruction_set or kernels.instruction_set()
+    chosen = instruction_set or kernels.instruction_set() or ""
+    if not torch.is_grad_enabled():
+        return _rotated(x_TND, cos_T1D, sin_T1D, chosen)
     return cast("Tensor", cast("Any", _Rotate.apply)(x_TND, cos_T1D, sin_T1D, chosen))
 
 
 def rotates_natively(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> bool:
     """Whether `rotate` takes these: half a head is a whole vector or more."""
-    return trains_natively(x_TND, cos_T1D, sin_T1D) and x_TND.shape[-1] >= 2 * (vector_width() or 0)
+    return runs_natively(x_TND, cos_T1D, sin_T1D) and x_TND.shape[-1] >= 2 * (vector_width() or 0)
 
 
 def softmax_shares(logits_CV: Tensor, *, instruction_set: str | None = None) -> tuple[Tensor, Tensor]:
@@ -89,20 +94,24 @@ def softmax_shares(logits_CV: Tensor, *, instruction_set: str | None = None) -> 
     return totals_C, largest_C + totals_C.log()
 
 
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_TE: Tensor, weight_E: Tensor, eps: float, chosen: str) -> Tensor:
-        assert weight_E.shape == x_TE.shape[-1:]
-        x_TE, weight_E = x_TE.contiguous(), weight_E.contiguous()
-        ctx.save_for_backward(x_TE, weight_E)
-        ctx.eps, ctx.chosen = eps, chosen
-        out_TE = torch.empty_like(x_TE)
-        if isinstance(x_TE, FakeTensor):
-            return out_TE
+def _normed(x_TE: Tensor, weight_E: Tensor, eps: float, chosen: str) -> Tensor:
+    assert weight_E.shape == x_TE.shape[-1:]
+    x_TE, weight_E = x_TE.contiguous(), weight_E.contiguous()
+    out_TE = torch.empty_like(x_TE)
+    if not isinstance(x_TE, FakeTensor):
         num_rows, width = x_TE.numel() // x_TE.shape[-1], x_TE.shape[-1]
         addresses = x_TE.data_ptr(), weight_E.data_ptr(), eps, out_TE.data_ptr()
         _native().rms_norm(chosen, *addresses, num_rows, width, torch.get_num_threads())
-        return out_TE
+    return out_TE
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TE: Tensor, weight_E: Tensor, eps: float, chosen: str) -> Tensor:
+        x_TE, weight_E = x_TE.contiguous(), weight_E.contiguous()
+        ctx.save_for_backward(x_TE, weight_E)
+        ctx.eps, ctx.chosen = eps, chosen
+        return _normed(x_TE, weight_E, eps, chosen)
 
     @staticmethod
     @once_differentiable
@@ -120,19 +129,23 @@ class _RMSNorm(torch.autograd.Function):
         return x_grad_TE, weight_grads.sum(0), None, None
 
 
+def _gated(gate_TF: Tensor, up_TF: Tensor, chosen: str) -> Tensor:
+    assert gate_TF.shape == up_TF.shape
+    gate_TF, up_TF = gate_TF.contiguous(), up_TF.contiguous()
+    out_TF = torch.empty_like(gate_TF)
+    if not isinstance(gate_TF, FakeTensor):
+        addresses = [x.data_ptr() for x in (gate_TF, up_TF, out_TF)]
+        _native().swiglu(chosen, *addresses, out_TF.numel(), torch.get_num_threads())
+    return out_TF
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_TF: Tensor, up_TF: Tensor, chosen: str) -> Tensor:
-        assert gate_TF.shape == up_TF.shape
         gate_TF, up_TF = gate_TF.contiguous(), up_TF.contiguous()
         ctx.save_for_backward(gate_TF, up_TF)
         ctx.chosen = chosen
-        out_TF = torch.empty_like(gate_TF)
-        if isinstance(gate_TF, FakeTensor):
-            return out_TF
-        addresses = [x.data_ptr() for x in (gate_TF, up_TF, out_TF)]
-        _native().swiglu(chosen, *addresses, out_TF.numel(), torch.get_num_threads())
-        return out_TF
+        return _gated(gate_TF, up_TF, chosen)
 
     @staticmethod
     @once_differentiable
@@ -150,11 +163,9 @@ class _SwiGLU(torch.autograd.Function):
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, chosen: str) -> Tensor:
-        assert cos_T1D.shape == sin_T1D.shape == (len(x_TND), 1, x_TND.shape[-1])
-        cos_T1D, sin_T1D = cos_T1D.contiguous(), sin_T1D.contiguous()
         ctx.save_for_backward(cos_T1D, sin_T1D)
         ctx.chosen = chosen
-        return _rotated(x_TND, cos_T1D, sin_T1D, chosen, back=False)
+        return _rotated(x_TND, cos_T1D, sin_T1D, chosen)
 
     @staticmethod
     @once_differentiable
@@ -163,8 +174,9 @@ class _Rotate(torch.autograd.Function):
         return _rotated(out_grad_TND, cos_T1D, sin_T1D, ctx.chosen, back=True), None, None, None
 
 
-def _rotated(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, chosen: str, *, back: bool) -> Tensor:
-    x_TND = x_TND.contiguous()
+def _rotated(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, chosen: str, *, back: bool = False) -> Tensor:
+    assert cos_T1D.shape == sin_T1D.shape == (len(x_TND), 1, x_TND.shape[-1])
+    x_TND, cos_T1D, sin_T1D = x_TND.contiguous(), cos_T1D.contiguous(), sin_T1D.contiguous()
     out_TND = torch.empty_like(x_TND)
     if not isinstance(x_TND, FakeTensor):
         inputs = [x.data_ptr() for x in (x_TND, cos_T1D, sin_T1D)]

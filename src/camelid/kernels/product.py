@@ -1,4 +1,4 @@
-"""Matrix products for training on a CPU: native where that is faster than torch's.
+"""Matrix products in fp32 on a CPU, with their gradients: native where that is faster than torch's.
 
 On the AMD processor that it was measured on, torch's product, which is Intel's library, was slower. It is the plain
 twin, which does all the work elsewhere or with `CAMELID_KERNELS=torch`.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from camelid import kernels
 from camelid.kernels.attention import vector_width
@@ -43,7 +44,7 @@ def product(
 ) -> Tensor:
     """a · b: [M, N], natively if `multiplies_natively`; not differentiable.
 
-    The native result has the same bits whatever the number of threads.
+    A row of the native result has the same bits whatever rows are with it, and whatever the number of threads.
 
     Args:
         a_MK: left factor; a transposed view is read as it lies.
@@ -71,10 +72,21 @@ def product(
     return out_MN
 
 
-def linear(x_TI: Tensor, weight_OI: Tensor, *, instruction_set: str | None = None) -> Tensor:
-    """x · weightᵀ: [T, O], for tensors for which `multiplies_natively` holds; differentiable once."""
-    chosen = instruction_set or kernels.instruction_set()
-    return cast("Tensor", cast("Any", _Linear.apply)(x_TI, weight_OI, chosen))
+def linear(
+    x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, *, instruction_set: str | None = None
+) -> Tensor:
+    """x · weightᵀ + bias: [T, O], natively if `multiplies_natively`; differentiable once there.
+
+    Natively a row of the result has the same bits whatever rows are with it.
+    """
+    if not multiplies_natively(x_TI, weight_OI) or not x_TI.numel():
+        return F.linear(x_TI, weight_OI, bias_O)
+    if torch.is_grad_enabled():
+        chosen = instruction_set or kernels.instruction_set()
+        out_TO = cast("Tensor", cast("Any", _Linear.apply)(x_TI, weight_OI, chosen))
+        return out_TO if bias_O is None else out_TO + bias_O
+    out_TO = product(x_TI, weight_OI.T, instruction_set=instruction_set)
+    return out_TO if bias_O is None else out_TO.add_(bias_O)
 
 
 class _Linear(torch.autograd.Function):

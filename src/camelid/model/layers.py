@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from camelid.kernels.elementwise import rms_norm, swiglu, trains_natively
+from camelid.kernels.elementwise import rms_norm, runs_natively, swiglu
 from camelid.model.linear import Linear, Matrix
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_TE: Tensor) -> Tensor:
         """[T, E] → [T, E]."""
-        if trains_natively(x_TE, self.weight):
+        if runs_natively(x_TE, self.weight):
             return rms_norm(x_TE, self.weight, self.eps)
         return F.rms_norm(x_TE.float(), self.weight.shape, eps=self.eps).to(x_TE.dtype) * self.weight
 
@@ -48,7 +48,7 @@ class FeedForward(nn.Module):
     def forward(self, x_TE: Tensor) -> Tensor:
         """[T, E] → [T, E]."""
         gate_TF, up_TF = self.gate_proj(x_TE), self.up_proj(x_TE)
-        product_TF = swiglu(gate_TF, up_TF) if trains_natively(gate_TF, up_TF) else F.silu(gate_TF) * up_TF
+        product_TF = swiglu(gate_TF, up_TF) if runs_natively(gate_TF, up_TF) else F.silu(gate_TF) * up_TF
         down_TE: Tensor = self.down_proj(product_TF)
         return down_TE
 

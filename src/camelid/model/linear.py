@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from camelid.base.errors import FormatError
 from camelid.codecs import FORMATS
-from camelid.kernels.product import linear, multiplies_natively
+from camelid.kernels.product import linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,11 +80,7 @@ class Matrix(nn.Module):
         """x · weightᵀ + bias: [T, O], typed like x."""
         if self.packed is None:
             assert self.weight is not None
-            # Without gradients torch's own product: decoding keeps its bits.
-            if torch.is_grad_enabled() and multiplies_natively(x_TI, self.weight):
-                out_TO = linear(x_TI, self.weight)
-                return out_TO if bias_O is None else out_TO + bias_O
-            return F.linear(x_TI, self.weight, bias_O)
+            return linear(x_TI, self.weight, bias_O)
         assert self._codec is not None
         out_TO = self._codec.matmul(x_TI, self.packed)
         return out_TO if bias_O is None else out_TO + bias_O

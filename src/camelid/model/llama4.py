@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from camelid.kernels.product import linear
 from camelid.model.attention import Chunks
 from camelid.model.base import LanguageModel, ModelConfig
 from camelid.model.initialize import fill_normal
@@ -95,8 +96,8 @@ class Experts(nn.Module):
         return torch.cat(outputs) if outputs else x_RE
 
     def _expert(self, expert: int, x_RE: Tensor) -> Tensor:
-        gate_RF, up_RF = (x_RE @ self.gate_up_proj[expert]).chunk(2, -1)
-        return (F.silu(gate_RF) * up_RF) @ self.down_proj[expert]
+        gate_RF, up_RF = linear(x_RE, self.gate_up_proj[expert].T).chunk(2, -1)
+        return linear(F.silu(gate_RF) * up_RF, self.down_proj[expert].T)
 
 
 class MixtureOfExperts(nn.Module):

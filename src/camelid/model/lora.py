@@ -21,10 +21,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
-from torch.nn import functional as F
 
 from camelid.base.errors import ConfigError, EngineError, FormatError, NotFoundError, did_you_mean
 from camelid.base.files import atomic_file, atomic_folder, existing_file
+from camelid.kernels import product
 from camelid.model.linear import Linear
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class LowRank(nn.Module):
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """[T, I] → [T, O]."""
-        return F.linear(F.linear(x_TI, self.a.to(x_TI.dtype)), self.b.to(x_TI.dtype)) * self.scale
+        return product.linear(product.linear(x_TI, self.a.to(x_TI.dtype)), self.b.to(x_TI.dtype)) * self.scale
 
     def change(self) -> Tensor:
         """s·B·A, fp32 [O, I]."""

@@ -20,6 +20,7 @@
 #include "attention.h"
 #include "block_kernels.h"
 #include "elementwise.h"
+#include "paged_attention.h"
 #include "product.h"
 #include "thread_pool.h"
 
@@ -149,6 +150,61 @@ void attention_gradients(const std::string &set, std::uintptr_t starts, const Si
     });
 }
 
+const PagedAttentionKernels &find_paged_attention(const std::string &set) {
+#ifdef CAMELID_X86
+    for (const PagedAttentionKernels *kernels : {&kPagedAttentionAvx512, &kPagedAttentionAvx2})
+        if (set == kernels->name) return *kernels;
+#endif
+    throw nb::key_error(("paged attention on " + set).c_str());
+}
+
+// Queries of one task at most: each takes the trouble of reading the keys again, and too few tasks leave threads idle.
+constexpr std::size_t kQueriesPerTask = 128;
+
+// num_sequences, block_size, num_heads, num_key_heads, head_dim
+using PagedSizes = std::tuple<std::size_t, std::size_t, std::size_t, std::size_t, std::size_t>;
+
+using CachedAddress = std::pair<std::uintptr_t, std::uintptr_t>;  // of the numbers, and of their scales or 0
+
+CachedRows cached_at(const CachedAddress &address) {
+    return {reinterpret_cast<const void *>(address.first), reinterpret_cast<const float *>(address.second)};
+}
+
+void paged_attention(const std::string &set, std::uintptr_t sequences, std::uintptr_t tables, const PagedSizes &sizes,
+                     float scale, const std::pair<int, std::int64_t> &reach, const Address &q, const CachedAddress &keys,
+                     const CachedAddress &values, const Address &out, std::size_t num_threads) {
+    const PagedAttentionKernels &kernels = find_paged_attention(set);
+    const auto [num_sequences, block_size, num_heads, num_key_heads, head_dim] = sizes;
+    const PagedAttentionShape shape{reinterpret_cast<const PagedSequence *>(sequences),
+                                    num_sequences,
+                                    reinterpret_cast<const std::int64_t *>(tables),
+                                    block_size,
+                                    num_heads,
+                                    num_key_heads,
+                                    head_dim,
+                                    scale,
+                                    static_cast<Reach>(reach.first),
+                                    reach.second};
+    std::vector<PagedTask> tasks;
+    std::size_t num_rows = 0;  // keys and values that all tasks read
+    for (std::size_t s = 0; s < num_sequences; ++s) {
+        const auto queries = static_cast<std::size_t>(shape.sequences[s].queries);
+        for (std::size_t first = 0; first < queries; first += kQueriesPerTask) {
+            const std::size_t count = std::min(kQueriesPerTask, queries - first);
+            for (std::size_t head = 0; head < num_key_heads; ++head) tasks.push_back({s, first, count, head});
+            num_rows += (static_cast<std::size_t>(shape.sequences[s].cached) + first + count) * num_key_heads;
+        }
+    }
+    const std::size_t bytes = num_rows * head_dim * 2 * sizeof(float);
+    const std::size_t piece = std::max<std::size_t>(tasks.size() * kBytesPerPiece / std::max<std::size_t>(bytes, 1), 1);
+    const CachedRows cached_keys = cached_at(keys), cached_values = cached_at(values);
+    ThreadPool::instance().run(tasks.size(), piece, num_threads, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t task = begin; task < end; ++task)
+            kernels.attend(shape, tasks[task], rows_at(q).values, q.second, cached_keys, cached_values,
+                           rows_at(out).values, out.second);
+    });
+}
+
 // Elements that are worth sharing between threads; a multiple of every width_factor.
 constexpr std::size_t kElementsPerPiece = 16 * 1024;
 
@@ -253,6 +309,7 @@ NB_MODULE(_native, module) {
     module.def("attention_dim_factors", &camelid::attention_dim_factors);
     module.def("attention", &camelid::attention, nb::call_guard<nb::gil_scoped_release>());
     module.def("attention_gradients", &camelid::attention_gradients, nb::call_guard<nb::gil_scoped_release>());
+    module.def("paged_attention", &camelid::paged_attention, nb::call_guard<nb::gil_scoped_release>());
     module.attr("norm_rows") = camelid::kNormRows;
     module.def("rms_norm", &camelid::rms_norm, nb::call_guard<nb::gil_scoped_release>());
     module.def("rms_norm_gradients", &camelid::rms_norm_gradients, nb::call_guard<nb::gil_scoped_release>());

@@ -21,6 +21,12 @@ constexpr std::size_t kPanelsPerPiece = 8;
 
 constexpr std::size_t kCacheLine = 64;
 
+// Rows up to which a panel of the right factor is multiplied as soon as it is packed, while it lies in the thread's cache.
+constexpr std::size_t kFewRows = 96;
+
+// Floats of the right factor that one thread gets through while another wakes up; less is not worth sharing.
+constexpr std::size_t kFloatsPerPiece = 16 * 1024;
+
 std::size_t whole(std::size_t count, std::size_t factor) { return (count + factor - 1) / factor * factor; }
 
 // Pieces of about the same size, not above `most` and, but for the last, multiples of `factor`.
@@ -31,7 +37,7 @@ std::size_t even_piece(std::size_t count, std::size_t most, std::size_t factor) 
 
 // What the calling thread packs into; kept from product to product, since fresh pages cost more than packing does.
 float *packed_floats(std::size_t place, std::size_t count) {
-    thread_local std::vector<float> memory[2];
+    thread_local std::vector<float> memory[3];
     const std::size_t spare = kCacheLine / sizeof(float);
     if (memory[place].size() < count + spare) memory[place].resize(count + spare);
     // A vector that straddles two cache lines costs two reads.
@@ -54,10 +60,40 @@ void multiply_packed(const ProductKernels &kernels, const ProductPart &part, con
     });
 }
 
+// Few rows: what counts is that the right factor comes from memory once. Sums are cut where `multiply` cuts them.
+void multiply_few(const ProductKernels &kernels, const ProductPart &all, Matrix a, Matrix b, float *c, std::size_t c_row,
+                  bool add, std::size_t num_threads) {
+    const std::size_t depth = even_piece(all.depth, kPackedDepth, 1), width = kernels.tile_columns;
+    const bool unpacked = all.rows <= kernels.fewest_rows && b.row == 1;
+    const std::size_t left_panels = whole(all.rows, kernels.tile_rows) / kernels.tile_rows;
+    const std::size_t left_rows = left_panels * kernels.tile_rows;
+    float *left = packed_floats(0, left_rows * all.depth);
+    if (!unpacked || all.columns % width != 0)
+        for (std::size_t k = 0; k < all.depth; k += depth)
+            kernels.pack_left(a.from(0, k), all.rows, std::min(depth, all.depth - k), left + k * left_rows, 0, left_panels);
+    const std::size_t panels = whole(all.columns, width) / width;
+    const std::size_t piece = std::max<std::size_t>(kFloatsPerPiece / (width * all.depth), 1);
+    ThreadPool::instance().run(panels, piece, num_threads, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t n = begin * width; n < std::min(end * width, all.columns); n += width)
+            for (std::size_t k = 0; k < all.depth; k += depth) {
+                const ProductPart part{all.rows, std::min(width, all.columns - n), std::min(depth, all.depth - k)};
+                const bool adds = add || k > 0;
+                if (unpacked && part.columns == width) {
+                    kernels.multiply_unpacked(part, a.from(0, k), b.from(k, n), c + n, c_row, adds);
+                    continue;
+                }
+                float *right = packed_floats(2, width * depth);
+                kernels.pack_right(b.from(k, n), part.columns, part.depth, right, 0, 1);
+                kernels.multiply(part, left + k * left_rows, right, c + n, c_row, adds, 0, part.rows, 0, part.columns);
+            }
+    });
+}
+
 }  // namespace
 
 void multiply(const ProductKernels &kernels, const ProductPart &all, Matrix a, Matrix b, float *c, std::size_t c_row,
               bool add, std::size_t num_threads) {
+    if (all.rows <= kFewRows) return multiply_few(kernels, all, a, b, c, c_row, add, num_threads);
     const std::size_t depth = even_piece(all.depth, kPackedDepth, 1);
     const std::size_t columns = even_piece(all.columns, kPackedFloats / depth, kernels.tile_columns);
     const std::size_t rows = even_piece(all.rows, kPackedFloats / depth, kernels.tile_rows);

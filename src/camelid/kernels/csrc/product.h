@@ -34,6 +34,10 @@ struct ProductKernels {
     void (*multiply)(const ProductPart &part, const float *left, const float *right, float *c, std::size_t c_row,
                      bool add, std::size_t first_row, std::size_t end_row, std::size_t first_column,
                      std::size_t end_column);
+
+    // The same for `fewest_rows` or fewer and tile_columns lines of a right factor that lie along the depth, unpacked.
+    std::size_t fewest_rows;
+    void (*multiply_unpacked)(const ProductPart &part, Matrix a, Matrix b, float *c, std::size_t c_row, bool add);
 };
 
 // There is none in plain C++: torch's own products are vectorised.

@@ -1,4 +1,4 @@
-// The kernels of a training step for AVX2 and FMA. Compiled with those flags, called only where they are present.
+// The kernels of float32 tensors for AVX2 and FMA. Compiled with those flags, called only where they are present.
 
 #include <algorithm>
 #include <cmath>
@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "paged_attention.h"
 #include "product.h"
 
 namespace camelid {
@@ -22,11 +23,15 @@ constexpr std::size_t kTileRows = 6;  // with kTileVectors columns: most of the 
 #include "elementwise_impl.h"
 #include "product_impl.h"
 
+#include "paged_attention_impl.h"
+
 }  // namespace
 
 const AttentionKernels kAttentionAvx2{"avx2", kLanes, forward, backward};
 const ElementwiseKernels kElementwiseAvx2{"avx2", kLanes, rms_norm, rms_norm_gradients, swiglu, swiglu_gradients,
                                             rotate, softmax_shares};
-const ProductKernels kProductAvx2{"avx2", kTileRows, kTileColumns, pack_left, pack_right, multiply_panels};
+const ProductKernels kProductAvx2{"avx2", kTileRows, kTileColumns, pack_left, pack_right, multiply_panels,
+                                  kFewestRows, multiply_unpacked};
+const PagedAttentionKernels kPagedAttentionAvx2{"avx2", kLanes, attend};
 
 }  // namespace camelid

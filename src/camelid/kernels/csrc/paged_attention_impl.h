@@ -1,0 +1,167 @@
+// Attention over a paged cache for one instruction set, on the vectors of vector_impl.h and the products of
+// attention_impl.h.
+//
+// The keys are taken in tiles of kTileKeys, at positions that are multiples of it, with a running maximum (Milakov and
+// Gimelshein 2018, arXiv 1805.02867). A query's numbers are summed key after key and tile after tile, and what it must not
+// see adds exact zeros: its bits depend neither on the queries beside it, nor on how a prompt was cut, nor on the threads.
+
+constexpr std::size_t kTileKeys = 64, kCacheLineBytes = 64;
+static_assert(kTileKeys % kLanes == 0);
+
+typedef std::int8_t Bytes __attribute__((vector_size(kLanes)));
+
+// One token's keys or values of one head.
+struct CachedRow {
+    const float *floats;
+    const std::int8_t *bytes;
+    float scale;
+
+    template <bool kBytes>
+    Vector at(std::size_t d) const {
+        if constexpr (kBytes) {
+            Bytes b;
+            std::memcpy(&b, bytes + d, sizeof b);
+            return __builtin_convertvector(b, Vector) * scale;
+        } else {
+            return load(floats + d);
+        }
+    }
+};
+
+inline std::size_t slot_of(const PagedAttentionShape &shape, const std::int64_t *table, std::size_t position) {
+    const auto block = static_cast<std::size_t>(table[position / shape.block_size]);
+    return block * shape.block_size + position % shape.block_size;
+}
+
+inline CachedRow cached_row(const PagedAttentionShape &shape, CachedRows rows, std::size_t slot, std::size_t head) {
+    const std::size_t number = slot * shape.num_key_heads + head, first = number * shape.head_dim;
+    if (rows.scales == nullptr) return {static_cast<const float *>(rows.numbers) + first, nullptr, 1};
+    return {nullptr, static_cast<const std::int8_t *>(rows.numbers) + first, rows.scales[number]};
+}
+
+// A head's rows lie too far apart for the processor to foresee them.
+template <bool kBytes>
+void prefetch_row(const CachedRow &row, std::size_t dim) {
+    const char *from = kBytes ? reinterpret_cast<const char *>(row.bytes) : reinterpret_cast<const char *>(row.floats);
+    for (std::size_t byte = 0; byte < dim * (kBytes ? 1 : sizeof(float)); byte += kCacheLineBytes)
+        __builtin_prefetch(from + byte, 0, 2);
+}
+
+// to[d][j] = keys[j][d]; zeros stand for tokens past the last.
+template <bool kBytes>
+void transpose_keys(const CachedRow *rows, std::size_t count, std::size_t dim, float *to) {
+    for (std::size_t j = 0; j < count; j += kLanes)
+        for (std::size_t d = 0; d < dim; d += kLanes) {
+            Vector square[kLanes];
+            for (std::size_t i = 0; i < kLanes; ++i)
+                square[i] = j + i < count ? rows[j + i].template at<kBytes>(d) : Vector{};
+            transpose_square(square);
+            for (std::size_t i = 0; i < kLanes; ++i) store(to + (d + i) * kTileKeys + j, square[i]);
+        }
+}
+
+template <bool kBytes>
+void copy_values(const CachedRow *rows, std::size_t count, std::size_t dim, float *to) {
+    for (std::size_t j = 0; j < count; ++j)
+        for (std::size_t d = 0; d < dim; d += kLanes) store(to + j * dim + d, rows[j].template at<kBytes>(d));
+}
+
+// The state of a query under one head: weights and attended values so far are relative to the largest score so far.
+struct Running {
+    float largest, total;
+};
+
+// Replace the scores [low, high) of a tile by their weights and all others by zeros; the values attended so far are scaled
+// to the new largest score.
+inline void weigh(float *scores, std::size_t low, std::size_t high, std::size_t columns, float scale, Running &running,
+                  float *attended, std::size_t dim) {
+    const float none = -std::numeric_limits<float>::infinity();
+    std::fill(scores, scores + low, none);
+    std::fill(scores + high, scores + columns, none);
+    Vector most = load(scores);
+    for (std::size_t j = kLanes; j < columns; j += kLanes) most = larger(most, load(scores + j));
+    const float before = running.largest;
+    running.largest = std::max(before, largest(most));
+    const Vector offset = broadcast(running.largest);
+    Vector total{};
+    for (std::size_t j = 0; j < columns; j += kLanes) {
+        const Vector score = load(scores + j);
+        const Vector weight = score == none ? Vector{} : exponential((score - offset) * scale);
+        store(scores + j, weight);
+        total += weight;
+    }
+    if (before != running.largest) {  // also where one of them is not a number
+        const float kept = before == none ? 0.0f : exponential(broadcast((before - running.largest) * scale))[0];
+        running.total *= kept;
+        for (std::size_t d = 0; d < dim; d += kLanes) store(attended + d, load(attended + d) * kept);
+    }
+    running.total += sum(total);
+}
+
+template <bool kBytes>
+void attend_paged(const PagedAttentionShape &shape, const PagedTask &task, const float *q, std::size_t q_row,
+                  CachedRows keys, CachedRows values, float *out, std::size_t out_row) {
+    const PagedSequence &sequence = shape.sequences[task.sequence];
+    const std::int64_t *table = shape.tables + sequence.first_block;
+    const std::size_t dim = shape.head_dim, group = shape.num_heads / shape.num_key_heads;
+    const std::size_t rows = task.num_queries * group, first_head = task.key_head * group;
+    const std::size_t first_row = static_cast<std::size_t>(sequence.start) + task.first_query;
+    const std::size_t first_position = static_cast<std::size_t>(sequence.cached) + task.first_query;
+
+    float *queries = scratch(rows * (2 * dim + kTileKeys) + 2 * kTileKeys * dim), *attended = queries + rows * dim;
+    float *scores = attended + rows * dim, *tile_keys = scores + rows * kTileKeys;
+    float *tile_values = tile_keys + kTileKeys * dim;
+    thread_local std::vector<Running> state;
+    state.assign(rows, {-std::numeric_limits<float>::infinity(), 0.0f});
+    std::fill_n(attended, rows * dim, 0.0f);
+    for (std::size_t i = 0; i < task.num_queries; ++i)
+        std::copy_n(q + (first_row + i) * q_row + first_head * dim, group * dim, queries + i * group * dim);
+
+    const std::size_t end = first_position + task.num_queries;
+    const auto first_key = static_cast<std::size_t>(shape.first_key(static_cast<std::int64_t>(first_position)));
+    for (std::size_t tile = first_key / kTileKeys * kTileKeys; tile < end; tile += kTileKeys) {
+        const std::size_t count = std::min(kTileKeys, end - tile), columns = whole_vectors(count);
+        CachedRow key_rows[kTileKeys], value_rows[kTileKeys];
+        for (std::size_t j = 0; j < count; ++j) {
+            const std::size_t slot = slot_of(shape, table, tile + j);
+            key_rows[j] = cached_row(shape, keys, slot, task.key_head);
+            value_rows[j] = cached_row(shape, values, slot, task.key_head);
+            const std::size_t later = tile + kTileKeys + j;
+            if (later >= end) continue;
+            const std::size_t later_slot = slot_of(shape, table, later);
+            prefetch_row<kBytes>(cached_row(shape, keys, later_slot, task.key_head), dim);
+            prefetch_row<kBytes>(cached_row(shape, values, later_slot, task.key_head), dim);
+        }
+        transpose_keys<kBytes>(key_rows, count, dim, tile_keys);
+        copy_values<kBytes>(value_rows, count, dim, tile_values);
+        // Queries before the tile see nothing of it.
+        const std::size_t unseeing = tile > first_position ? (tile - first_position) * group : 0;
+        multiply<false>(rows - unseeing, columns, dim, {queries + unseeing * dim, dim, 1}, tile_keys, kTileKeys,
+                        scores + unseeing * kTileKeys, kTileKeys);
+        for (std::size_t row = unseeing; row < rows; ++row) {
+            const std::size_t position = first_position + row / group;
+            const auto seen_from = static_cast<std::size_t>(shape.first_key(static_cast<std::int64_t>(position)));
+            const std::size_t high = std::min(position + 1 - tile, count);
+            const std::size_t low = std::min(std::max(seen_from, tile) - tile, high);
+            if (low < high)
+                weigh(scores + row * kTileKeys, low, high, columns, shape.scale, state[row], attended + row * dim, dim);
+            else
+                std::fill_n(scores + row * kTileKeys, columns, 0.0f);
+        }
+        multiply<true>(rows - unseeing, dim, count, {scores + unseeing * kTileKeys, kTileKeys, 1}, tile_values, dim,
+                       attended + unseeing * dim, dim);
+    }
+    for (std::size_t row = 0; row < rows; ++row) {
+        float *to = out + (first_row + row / group) * out_row + (first_head + row % group) * dim;
+        const float inverse = 1.0f / state[row].total;
+        for (std::size_t d = 0; d < dim; d += kLanes) store(to + d, load(attended + row * dim + d) * inverse);
+    }
+}
+
+void attend(const PagedAttentionShape &shape, const PagedTask &task, const float *q, std::size_t q_row, CachedRows keys,
+            CachedRows values, float *out, std::size_t out_row) {
+    if (keys.scales == nullptr)
+        attend_paged<false>(shape, task, q, q_row, keys, values, out, out_row);
+    else
+        attend_paged<true>(shape, task, q, q_row, keys, values, out, out_row);
+}
