@@ -9,9 +9,10 @@ import torch
 from tiny_engine_model import PlainLoop, TinyModel, new_tiny_model
 
 from camelid.base.errors import ContextLengthError, EngineError, ResourceError, SamplingError
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
 from camelid.engine.protocol import StepOutput
+from camelid.engine.step import StepStats
 from camelid.model.attention import PackedContext
 
 PROMPTS = [[1, 2, 3], [7], [5, 4, 3, 2, 1, 0, 9, 8], [60, 1]]
@@ -372,7 +373,7 @@ def test_an_interrupted_step_runs_again_as_it_was(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("camelid.engine.engine.sample", interrupt)
+        patch.setattr("camelid.engine.step.sample", interrupt)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     outputs = run_to_the_end(engine)

@@ -9,10 +9,11 @@ import torch
 from tiny_engine_model import PlainLoop, TinyModel, new_tiny_model
 
 from camelid.base.errors import EngineError
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
 from camelid.engine.sequence import Sequence
 from camelid.engine.speculate import continuation
+from camelid.engine.step import StepStats
 from camelid.llm import LLM
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
