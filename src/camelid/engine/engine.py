@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,11 +21,13 @@ from camelid.engine.requests import Requests
 from camelid.engine.scheduler import Scheduler
 from camelid.engine.speculate import DEFAULT_DRAFTS, DraftModel, LookUp
 from camelid.engine.step import Stepper
+from camelid.engine.turn import Turn
+from camelid.model.base import LanguageModel
 from camelid.model.linear import Matrix
 from camelid.model.lora import Adapters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
     from camelid.engine.speculate import Proposer
     from camelid.engine.step import StepStats
     from camelid.engine.vocabulary import Vocabulary
-    from camelid.model.base import LanguageModel
     from camelid.model.image_memory import PromptImage
     from camelid.model.lora import LoraAdapter
 
@@ -51,7 +54,8 @@ class Engine(Generator):
                 ...
 
     A stop id ends a reply and is not part of it. `SamplingParams.stop` is text and the caller's business. One thread at
-    a time may use an engine; `generate` and `stream` may be mixed with `step`, which returns the outputs of `add` only.
+    a time may use an engine, and a second one gets an EngineError; `generate` and `stream` may be mixed with `step`,
+    which returns the outputs of `add` only.
 
     The cache keeps what finished requests have left as long as there is room: a prompt that begins like an earlier one
     of the same `cache_salt` starts where they part. Nothing of that shows in the replies.
@@ -74,9 +78,11 @@ class Engine(Generator):
         num_drafts: tokens that are guessed ahead per step and checked together; 0: none. Replies stay the same.
         draft_model: who guesses, a smaller model of the same vocabulary; None: what followed the same words before.
         vocabulary: makes what the engine knows of text, for grammars, banned strings and DRY's breakers.
-        on_step: called after each step.
+        on_step: called after each step. What it raises, the caller of the step gets; the step's outputs stay for the
+            next.
 
     Raises:
+        EngineError: an option that is no whole number, or too small, or of another kind.
         ResourceError: the cache does not fit into memory, or `max_context` not into the cache.
     """
 
@@ -99,13 +105,23 @@ class Engine(Generator):
         vocabulary: Callable[[], Vocabulary] | None = None,
         on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
-        sizes = {"block_size": block_size, "max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
-        if num_drafts < 0:
-            raise EngineError(f"num_drafts must be 0 or more, not {num_drafts}", where="num_drafts")
-        sizes |= {"max_context": max_context, "cache_tokens": cache_tokens, "max_images": max_images}
-        for name, size in sizes.items():
-            if size is not None and size < 1:
-                raise EngineError(f"{name} must be at least 1, not {size}", where=name)
+        sizes = {"block_size": block_size, "max_sequences": max_sequences}
+        optional = {
+            "max_batch_tokens": max_batch_tokens,
+            "max_context": max_context,
+            "cache_tokens": cache_tokens,
+            "cache_bytes": cache_bytes,
+            "max_images": max_images,
+        }
+        for name, size in (sizes | {name: size for name, size in optional.items() if size is not None}).items():
+            _require_whole(name, size, 1)
+        _require_whole("num_drafts", num_drafts, 0)
+        if draft_model is not None and not isinstance(draft_model, LanguageModel):
+            raise EngineError(
+                f"a draft model is a model, not {type(draft_model).__name__}",
+                where="draft_model",
+                hint="camelid.load(…).model is one",
+            )
         self.model = model
         self.stop_ids = frozenset(stop_ids)
         self.device, self.dtype = _device_and_dtype(model)
@@ -113,7 +129,7 @@ class Engine(Generator):
         self.on_step = on_step
 
         if cache_format not in CACHES:
-            known = did_you_mean(cache_format, CACHES)
+            known = did_you_mean(str(cache_format), CACHES)
             raise EngineError(f"there is no cache format '{cache_format}'", where="cache_format", hint=known)
         cache_kind = CACHES[cache_format]
         capacity = cache_capacity(
@@ -151,6 +167,7 @@ class Engine(Generator):
             )
         cache = self._allocate(num_blocks, cache_kind)
         self._runner = ModelRunner(model, cache, self._adapters, invariant=batch_invariant)
+        self._turn = Turn()
         self._requests = Requests(self._scheduler)
         self._stepper = Stepper(self._scheduler, self._runner, proposer, self._requests)
         self._admission = Admission(
@@ -179,8 +196,10 @@ class Engine(Generator):
                 request id in use.
             SamplingError: `params.n` is not 1; see `SamplingParams.samples`.
         """
-        sequence = self._admission.sequence(prompt_ids, params or SamplingParams(), request_id, images=images)
-        self._requests.add(sequence)
+        with self._turn:
+            settings = SamplingParams() if params is None else params
+            sequence = self._admission.sequence(prompt_ids, settings, request_id, images=images)
+            self._requests.add(sequence)
         return sequence.request_id
 
     @property
@@ -198,8 +217,9 @@ class Engine(Generator):
 
     def cancel(self, request_id: int) -> None:
         """End a request; the next step returns its last output. One that has ended already is left alone."""
-        if sequence := self._requests.get(request_id):
-            self._requests.finish(sequence, StepOutput(request_id, (), "cancelled"))
+        with self._turn:
+            if sequence := self._requests.get(request_id):
+                self._requests.finish(sequence, StepOutput(request_id, (), "cancelled"))
 
     def generate(
         self,
@@ -216,25 +236,29 @@ class Engine(Generator):
             EngineError: as for `add`, or the model's scores for one of the prompts are not numbers; all are given up
                 then.
         """
+        if not isinstance(prompts, Iterable):
+            raise EngineError(f"prompts are lists of token ids, not {type(prompts).__name__}")
         prompts = list(prompts)
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        each = list(params) if isinstance(params, Iterable) else [params] * len(prompts)
         if len(each) != len(prompts):
             raise EngineError(f"{len(prompts)} prompts need as many sampling settings, or one for all, not {len(each)}")
         of_each = [()] * len(prompts) if images is None else [tuple(own) for own in images]
         if len(of_each) != len(prompts):
             raise EngineError(f"{len(prompts)} prompts need as many lists of images, not {len(of_each)}")
-        sequences = [
-            self._admission.sequence(prompt, sample_params, images=own)
-            for prompt, p, own in zip(prompts, each, of_each, strict=True)
-            for sample_params in p.samples()
-        ]
+        sequences: list[Sequence] = []
         try:
-            for sequence in sequences:
-                self._requests.add(sequence, inbox=[])
+            with self._turn:
+                sequences += [
+                    self._admission.sequence(prompt, sample_params, images=own)
+                    for prompt, p, own in zip(prompts, each, of_each, strict=True)
+                    for sample_params in (p.samples() if isinstance(p, SamplingParams) else [p])
+                ]
+                for sequence in sequences:
+                    self._requests.add(sequence, inbox=[])
             return [self._complete(sequence) for sequence in sequences]
         finally:
             for sequence in sequences:
-                self._requests.abandon(sequence)
+                self._turn.when_free(partial(self._requests.abandon, sequence))
 
     def stream(self, prompt_ids: Iterable[int], params: SamplingParams | None = None) -> Iterator[StepOutput]:
         """The reply as it comes, one output per step; the request is queued by the first `next`.
@@ -245,7 +269,7 @@ class Engine(Generator):
             ContextLengthError: as for `add`, at once.
             EngineError: as for `add`, at once; or while iterating, if the model's scores are not numbers.
         """
-        return self._stream(self._admission.sequence(prompt_ids, params or SamplingParams()))
+        return self._stream(self._admission.sequence(prompt_ids, SamplingParams() if params is None else params))
 
     def add_adapter(self, name: str, adapter: LoraAdapter) -> None:
         """Let requests name an adapter; those that run go on beside it.
@@ -255,7 +279,8 @@ class Engine(Generator):
         """
         if self._runner.invariant:
             raise EngineError("adapters round with the batch", hint="merge the adapter, or leave batch_invariant out")
-        self._adapters.add(name, adapter)
+        with self._turn:
+            self._adapters.add(name, adapter)
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter.
@@ -264,13 +289,14 @@ class Engine(Generator):
             NotFoundError: there is none of this name.
             EngineError: unfinished requests use it.
         """
-        if users := [s.request_id for s in self._requests if s.params.adapter == name]:
-            raise EngineError(
-                f"{len(users)} unfinished requests use the adapter '{name}'",
-                where=f"request {users[0]}",
-                hint="cancel them, or wait for their ends",
-            )
-        self._adapters.remove(name)
+        with self._turn:
+            if users := [s.request_id for s in self._requests if s.params.adapter == name]:
+                raise EngineError(
+                    f"{len(users)} unfinished requests use the adapter '{name}'",
+                    where=f"request {users[0]}",
+                    hint="cancel them, or wait for their ends",
+                )
+            self._adapters.remove(name)
 
     @property
     def adapter_names(self) -> list[str]:
@@ -287,8 +313,9 @@ class Engine(Generator):
         """
         ids = self._admission.checked(ids)
         logits_SV = torch.empty(len(ids), self.model.config.vocab_size, device=self.device, dtype=torch.float32)
-        for start, hidden_SE in self._hidden(ids, images):
-            logits_SV[start : start + len(hidden_SE)] = self.model.logits(hidden_SE)
+        with self._turn:
+            for start, hidden_SE in self._hidden(ids, images):
+                logits_SV[start : start + len(hidden_SE)] = self.model.logits(hidden_SE)
         return logits_SV
 
     @torch.inference_mode()
@@ -298,7 +325,8 @@ class Engine(Generator):
         Raises:
             ContextLengthError, EngineError: as for `logits`.
         """
-        return torch.cat([hidden_SE.float() for _, hidden_SE in self._hidden(self._admission.checked(ids))])
+        with self._turn:
+            return torch.cat([hidden_SE.float() for _, hidden_SE in self._hidden(self._admission.checked(ids))])
 
     def _hidden(self, ids: list[int], images: Iterable[PromptImage] = ()) -> Iterator[tuple[int, Tensor]]:
         """First position and hidden states of one chunk after another."""
@@ -322,7 +350,8 @@ class Engine(Generator):
         Raises:
             ResourceError: the disk is too small.
         """
-        return save_cache(path, self._blocks, self._runner.cache, self.model)
+        with self._turn:
+            return save_cache(path, self._blocks, self._runner.cache, self.model)
 
     def restore_cache(self, path: Path) -> int:
         """Remember what `save_cache` wrote, as far as there is room; how many blocks that is.
@@ -331,7 +360,8 @@ class Engine(Generator):
             NotFoundError: there is no such file.
             FormatError: it is broken, or was written with other weights.
         """
-        return restore_cache(path, self._blocks, self._runner.cache, self.model)
+        with self._turn:
+            return restore_cache(path, self._blocks, self._runner.cache, self.model)
 
     @torch.inference_mode()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -343,28 +373,33 @@ class Engine(Generator):
         Raises:
             EngineError: no parameter has this name or this shape. Tensors before it in the iterable have been taken.
         """
-        self._scheduler.preempt_all()
-        self._blocks.forget_all()
-        parameters = self.model.state_dict()
-        for name, tensor in named_tensors:
-            if name not in parameters:
-                raise EngineError(f"the model has no parameter '{name}'", hint=self._hint_for_missing(name, parameters))
-            if tensor.shape != parameters[name].shape:
-                shapes = f"{list(parameters[name].shape)}, not {list(tensor.shape)}"
-                raise EngineError(f"the parameter '{name}' is shaped {shapes}")
-            parameters[name].copy_(tensor)
+        with self._turn:
+            self._scheduler.preempt_all()
+            self._blocks.forget_all()
+            parameters = self.model.state_dict()
+            for name, tensor in named_tensors:
+                if name not in parameters:
+                    hint = self._hint_for_missing(name, parameters)
+                    raise EngineError(f"the model has no parameter '{name}'", hint=hint)
+                if tensor.shape != parameters[name].shape:
+                    shapes = f"{list(parameters[name].shape)}, not {list(tensor.shape)}"
+                    raise EngineError(f"the parameter '{name}' is shaped {shapes}")
+                parameters[name].copy_(tensor)
 
     def _run_step(self) -> None:
-        stats = self._stepper.run()
+        with self._turn:
+            stats = self._stepper.run()
         if stats is not None and self.on_step:
             self.on_step(stats)
 
     def _stream(self, sequence: Sequence) -> Iterator[StepOutput]:
-        self._requests.add(sequence, inbox=[])
+        with self._turn:
+            self._admission.check_again(sequence)
+            self._requests.add(sequence, inbox=[])
         try:
             yield from self._outputs(sequence)
         finally:
-            self._requests.abandon(sequence)
+            self._turn.when_free(partial(self._requests.abandon, sequence))
 
     def _complete(self, sequence: Sequence) -> Completion:
         outputs = list(self._outputs(sequence))
@@ -414,6 +449,13 @@ class Engine(Generator):
             if isinstance(module, Matrix) and module.packed is not None and name == f"{path}.weight":
                 return "this weight is packed; only dense ones can be replaced: load the model with packed=False"
         return did_you_mean(name, parameters)
+
+
+def _require_whole(name: str, size: object, least: int) -> None:
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise EngineError(f"{name} must be a whole number, not {size!r}", where=name)
+    if size < least:
+        raise EngineError(f"{name} must be at least {least}, not {size}", where=name)
 
 
 def _device_and_dtype(model: LanguageModel) -> tuple[torch.device, torch.dtype]:

@@ -15,6 +15,7 @@ from contextlib import aclosing, suppress
 from dataclasses import fields, replace
 from functools import cached_property
 from inspect import signature
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from camelid.base.errors import (
@@ -148,6 +149,8 @@ class LLM:
         self.generation_config = dict(generation_config or {})
         self.preprocessor_config = dict(preprocessor_config or {})
         self._engine_options = _known_engine_options(engine_options)
+        self._engine: Engine | None = None
+        self._making = Lock()
         self._shared = SharedEngine(
             lambda: self.engine, lambda continuing: self.tokenizer.stream(continuing=continuing)
         )
@@ -163,14 +166,18 @@ class LLM:
 
         return chat_format_for(self.tokenizer, template=self.chat_template)
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
-        """The engine that runs the model."""
-        from camelid.engine.engine import Engine
+        """The engine that runs the model, made when it is first asked for; threads get the same one."""
+        with self._making:
+            if self._engine is None:
+                from camelid.engine.engine import Engine
 
-        return Engine(
-            self.model, stop_ids=tuple(sorted(self.stop_ids)), vocabulary=self._vocabulary, **self._engine_options
-        )
+                stop_ids = tuple(sorted(self.stop_ids))
+                self._engine = Engine(
+                    self.model, stop_ids=stop_ids, vocabulary=self._vocabulary, **self._engine_options
+                )
+            return self._engine
 
     def _vocabulary(self) -> Vocabulary:
         """The bytes of every token, for the engine's grammars."""
@@ -265,7 +272,8 @@ class LLM:
         Raises:
             ContextLengthError: more ids than the context holds.
         """
-        return self.engine.logits(ids)
+        with self._shared.lock:
+            return self.engine.logits(ids)
 
     @overload
     def generate(

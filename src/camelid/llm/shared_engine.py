@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from camelid.base.errors import TokenizerError
 from camelid.base.fair_lock import FairLock
 from camelid.llm.reply import Generation, Reply
 
@@ -131,10 +132,14 @@ class SharedEngine:
                 reply = self._replies.get(output.request_id)
                 if reply is None or reply.finish_reason:
                     continue
-                reply.error = output.error
                 reply.prompt_logprobs += output.prompt_logprobs
-                stopped_by_text = reply.extend(output.token_ids, output.finish_reason, output.logprobs)
-                if stopped_by_text and not output.finish_reason:
+                try:
+                    reply.error = output.error
+                    is_over = reply.extend(output.token_ids, output.finish_reason, output.logprobs)
+                except TokenizerError as error:  # a model may have ids that its tokenizer lacks
+                    reply.fail(error)
+                    is_over = True
+                if is_over and not output.finish_reason:
                     engine.cancel(output.request_id)
             self._cancel_forgotten()
 
