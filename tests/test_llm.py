@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from camelid.base.errors import (
     SamplingError,
     TokenizerError,
 )
+from camelid.engine.engine import Engine
 from camelid.llm import LLM, check_tokenizer_fits
 
 QUESTION = [{"role": "user", "content": "Why?"}]
@@ -197,6 +200,60 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_is_cancelled_after_i
     assert not tiny_llm.engine.has_unfinished
 
 
+def test_threads_that_come_first_get_the_same_engine(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Engine] = []
+    real = Engine.__init__
+    barrier = Barrier(4)
+
+    def slowly(self: Engine, *arguments: Any, **options: Any) -> None:
+        made.append(self)
+        Event().wait(0.05)
+        real(self, *arguments, **options)
+
+    def ask(_: int) -> Engine:
+        barrier.wait()
+        return tiny_llm.engine
+
+    monkeypatch.setattr(Engine, "__init__", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(ask, range(4))) == set(made)
+    assert len(made) == 1
+
+
+def test_scores_can_be_asked_for_while_replies_run(tiny_llm: LLM) -> None:
+    expected = tiny_llm.logits([256, 97, 98])
+    with ThreadPoolExecutor(4) as pool:
+        replies = [pool.submit(tiny_llm.generate, "ab", max_tokens=40, ignore_eos=True) for _ in range(3)]
+        scores = [pool.submit(tiny_llm.logits, [256, 97, 98]) for _ in range(10)]
+        assert all(torch.equal(each.result(), expected) for each in scores)
+        assert {len(each.result().token_ids) for each in replies} == {40}
+
+
+def test_a_token_that_the_tokenizer_lacks_ends_its_reply_alone(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's vocabulary may be padded."""
+    known = tiny_llm.tokenizer.token_bytes
+
+    first, lacking = tiny_llm.generate("cd", max_tokens=2, ignore_eos=True).token_ids
+    assert first != lacking
+
+    def token_bytes(token_id: int) -> bytes:
+        if token_id == lacking:
+            raise TokenizerError(f"there is no token {lacking} in this vocabulary")
+        return known(token_id)
+
+    monkeypatch.setattr(tiny_llm.tokenizer, "token_bytes", token_bytes)
+    others = {"max_tokens": 20, "ignore_eos": True, "banned_token_ids": [lacking]}
+    expected = tiny_llm.generate("ab", **others)
+    broken, healthy = tiny_llm.stream("cd", max_tokens=9, ignore_eos=True), tiny_llm.stream("ab", **others)
+    next(broken)
+    pieces = [next(healthy)]
+    with pytest.raises(TokenizerError, match="there is no token"):
+        list(broken)
+    pieces += healthy
+    assert "".join(piece.text for piece in pieces) == expected.text
+    assert not tiny_llm.engine.has_unfinished
+
+
 def test_an_unknown_sampling_setting_names_the_nearest(tiny_llm: LLM) -> None:
     with pytest.raises(SamplingError) as caught:
         tiny_llm.stream("ab", temprature=1.0)
@@ -245,5 +302,5 @@ def test_several_replies_to_one_prompt(tiny_llm: LLM) -> None:
     assert len({reply.text for reply in replies}) == 3
     assert tiny_llm.generate(["ab", "cd"], n=2, **sampling)[0] == replies[:2]
     assert tiny_llm.generate("ab", n=1, **sampling) == replies[:1]
-    with pytest.raises(SamplingError, match="n must be a whole number from 1, not 0"):
+    with pytest.raises(SamplingError, match="n must be a whole number from 1 to 65536, not 0"):
         tiny_llm.generate("ab", n=0)

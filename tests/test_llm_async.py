@@ -44,7 +44,7 @@ def test_a_cancelled_task_and_a_closed_stream_leave_nothing(tiny_llm: LLM, turns
         return await other
 
     assert asyncio.run(cancel_one()) == tiny_llm.generate("cd", **SAMPLING).text
-    assert not tiny_llm._replies
+    assert tiny_llm._shared.is_idle
     assert not tiny_llm.engine.has_unfinished
 
 

@@ -9,9 +9,10 @@ import torch
 from tiny_engine_model import TinyModel, new_tiny_model
 
 from camelid.base.errors import EngineError, FormatError, NotFoundError
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.kv_cache import QuantizedKVCache, QuantizedRows
 from camelid.engine.params import SamplingParams
+from camelid.engine.step import StepStats
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [7], [1, 2, 3, 4, 5, 6, 60], [60, 1]]
 EACH = [SamplingParams(max_tokens=12, temperature=n / 2, seed=n) for n in range(4)]

@@ -6,35 +6,16 @@ from itertools import islice
 
 import pytest
 import torch
-from tiny_engine_model import PlainLoop, TinyModel, new_tiny_model
+from tiny_engine_model import PlainLoop, TinyModel, free_blocks, new_tiny_model, run_to_the_end, tokens
 
 from camelid.base.errors import ContextLengthError, EngineError, ResourceError, SamplingError
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
 from camelid.engine.protocol import StepOutput
+from camelid.engine.step import StepStats
 from camelid.model.attention import PackedContext
 
 PROMPTS = [[1, 2, 3], [7], [5, 4, 3, 2, 1, 0, 9, 8], [60, 1]]
-
-
-def run_to_the_end(engine: Engine) -> dict[int, list[StepOutput]]:
-    outputs: dict[int, list[StepOutput]] = {}
-    while engine.has_unfinished:
-        for output in engine.step():
-            outputs.setdefault(output.request_id, []).append(output)
-    return outputs
-
-
-def tokens(outputs: list[StepOutput]) -> list[int]:
-    return [token for output in outputs for token in output.token_ids]
-
-
-def free_blocks(engine: Engine) -> int:
-    """As the step log tells, after one more short request."""
-    seen: list[StepStats] = []
-    engine.on_step = seen.append
-    engine.generate([[1]], SamplingParams(max_tokens=1))
-    return seen[-1].num_free_blocks
 
 
 def test_completions_equal_the_plain_loop(tiny_model: TinyModel, plain_loop: PlainLoop) -> None:
@@ -372,7 +353,7 @@ def test_an_interrupted_step_runs_again_as_it_was(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("camelid.engine.engine.sample", interrupt)
+        patch.setattr("camelid.engine.step.sample", interrupt)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     outputs = run_to_the_end(engine)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from camelid.base.errors import EngineError, NotFoundError
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
+from camelid.engine.step import StepStats
 from camelid.llm import LLM
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraAdapter, LoraConfig, Merged

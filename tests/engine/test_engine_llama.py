@@ -7,8 +7,9 @@ import torch
 
 from camelid.base.errors import EngineError
 from camelid.codecs import FORMATS
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
+from camelid.engine.step import StepStats
 from camelid.model.linear import Matrix
 from camelid.model.llama import Llama, LlamaConfig
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +19,11 @@ from camelid.engine.params import SamplingParams
 from camelid.engine.vocabulary import Vocabulary
 from camelid.llm import LLM
 
-BYTES = Vocabulary([bytes([i]) for i in range(256)] + [b""] * 3, {256: b"<e>", 257: b"<s>", 258: b"<x>"}, list)
+BYTES = Vocabulary(
+    [bytes([i]) for i in range(256)] + [b""] * 3,
+    {256: b"<e>", 257: b"<s>", 258: b"<x>"},
+    lambda text: list(text.encode()),
+)
 
 
 def fits(value: Any, schema: dict[str, Any]) -> bool:
@@ -159,6 +165,15 @@ def nested(depth: int) -> str:
         ({"grammar": "start: nothing"}, "nothing"),
         ({"grammar": "root ::= missing"}, "missing"),
         ({"regex": "a" * 2_000_000}, "2000000 characters"),
+        ({"regex": r"ab[^\s\S]"}, "no text follows the grammar"),
+        ({"json_schema": {"$ref": "#"}}, "no text follows the grammar"),
+        ({"grammar": "start: start"}, "no text follows the grammar"),
+        ({"regex": "\ud800"}, "no UTF-8 form"),
+        ({"choice": ["a"] * 100_000}, "cannot be honoured"),
+        ({"json_schema": {"const": object()}}, "no JSON"),
+        ({"json_schema": {"const": {1, 2}}}, "no JSON"),
+        ({"json_schema": {"maximum": float("nan")}}, "cannot be honoured"),
+        ({"json_schema": '{"maximum": NaN}'}, "cannot be honoured"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_before_anything_runs(
@@ -197,6 +212,30 @@ def test_a_grammar_that_the_bans_leave_no_way_ends_the_request_alone(tiny_llm: L
     assert ends[requests[1]].finish_reason == "length"
     with pytest.raises(EngineError, match="no token can come next"):
         tiny_llm.generate("a", regex="ab+c", banned_token_ids=(ord("b"),))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [('start: "ab" dead\ndead: dead', "no text follows"), ('start: "a" start', "Too many items")],
+    ids=["a dead end", "without an end"],
+)
+def test_a_grammar_that_leads_nowhere_is_an_error_and_no_reply(tiny_llm: LLM, grammar: str, message: str) -> None:
+    others = {"max_tokens": 8, "ignore_eos": True}
+    expected = tiny_llm.generate("ab", **others)
+    beside = tiny_llm.stream("ab", **others)
+    pieces = [next(beside)]
+    with pytest.raises(EngineError, match=message):
+        tiny_llm.generate("x", grammar=grammar)
+    assert "".join(piece.text for piece in [*pieces, *beside]) == expected.text
+    assert not tiny_llm.engine.has_unfinished
+
+
+def test_control_tokens_that_only_a_prompt_has_lie_outside_of_grammars() -> None:
+    vocabulary = Vocabulary([b"a", b"b"], {2: b"<|end|>", 3: b"<|image|>"}, lambda text: ["ab".index(c) for c in text])
+    compiler = GrammarCompiler(vocabulary, vocab_size=3, end_ids=(2,))
+    scores = torch.zeros(3)
+    compiler.compile(SamplingParams(regex="a")).mask(scores)
+    assert scores.tolist() == [0.0, -math.inf, -math.inf]
 
 
 def test_an_engine_without_a_vocabulary_refuses_what_speaks_of_text(tiny_llm: LLM) -> None:

@@ -9,10 +9,11 @@ import torch
 from tiny_engine_model import PlainLoop, TinyModel, new_tiny_model
 
 from camelid.base.errors import EngineError
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
 from camelid.engine.sequence import Sequence
 from camelid.engine.speculate import continuation
+from camelid.engine.step import StepStats
 from camelid.llm import LLM
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -102,5 +103,5 @@ def test_a_grammar_is_followed_through_guesses(tiny_llm: LLM) -> None:
 def test_a_draft_of_another_vocabulary_is_refused(tiny_model: TinyModel, tiny_llm: LLM) -> None:
     with pytest.raises(EngineError, match="cannot guess for one of 61 tokens"):
         Engine(tiny_model, draft_model=tiny_llm.model)
-    with pytest.raises(EngineError, match="num_drafts must be 0 or more"):
+    with pytest.raises(EngineError, match="num_drafts must be at least 0, not -1"):
         Engine(tiny_model, num_drafts=-1)

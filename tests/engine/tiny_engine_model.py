@@ -1,4 +1,4 @@
-"""A small real model, in double precision so that no rounding depends on what runs beside a sequence."""
+"""A small real model, in double precision so that no rounding depends on what runs beside it; and an engine's end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from camelid.engine.engine import Engine
+from camelid.engine.params import SamplingParams
+from camelid.engine.protocol import StepOutput
+from camelid.engine.step import StepStats
 from camelid.model.attention import AttentionContext
 from camelid.model.base import LanguageModel, ModelConfig
 from camelid.model.linear import Linear
@@ -87,3 +91,23 @@ def new_tiny_model(seed: int = 0) -> TinyModel:
     model = TinyModel.from_config(TinyConfig()).double()
     model.initialize(seed)
     return model
+
+
+def run_to_the_end(engine: Engine) -> dict[int, list[StepOutput]]:
+    outputs: dict[int, list[StepOutput]] = {}
+    while engine.has_unfinished:
+        for output in engine.step():
+            outputs.setdefault(output.request_id, []).append(output)
+    return outputs
+
+
+def tokens(outputs: list[StepOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+def free_blocks(engine: Engine) -> int:
+    """As the step log tells, after one more short request."""
+    seen: list[StepStats] = []
+    engine.on_step = seen.append
+    engine.generate([[1]], SamplingParams(max_tokens=1))
+    return seen[-1].num_free_blocks

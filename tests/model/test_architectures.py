@@ -13,8 +13,9 @@ from architecture_pairs import VARIANTS, VOCAB_SIZE, make_pair
 
 import camelid
 from camelid.checkpoint import load_model, open_checkpoint, save_huggingface
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
+from camelid.engine.step import StepStats
 from camelid.model import ARCHITECTURES
 from camelid.model.attention import PackedContext
 

@@ -16,8 +16,9 @@ from mllama_pair import IMAGE, TEXT, VISION, VOCAB_SIZE, VisionPair, hub_name, m
 
 from camelid.base.errors import ConfigError, EngineError
 from camelid.checkpoint import load_model, open_checkpoint, save_huggingface
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
+from camelid.engine.step import StepStats
 from camelid.model.attention import PackedContext
 from camelid.model.image_memory import ImageMemory
 from camelid.model.mllama import Mllama, MllamaConfig
@@ -272,7 +273,7 @@ def test_equal_images_have_equal_digests_and_others_do_not() -> None:
     def digest(*images: ImageTiles) -> bytes:
         engine = Engine(the_pair().ours)
         engine.add([IMAGE] * len(images) + [1], images=images)
-        [sequence] = engine._sequences.values()
+        [sequence] = engine._requests
         return sequence.images_digest
 
     one, other = new_image(1, 2), new_image(2, 1)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from camelid.base.errors import ContextLengthError, EngineError, SamplingError
 from camelid.engine.block_manager import root_key
+from camelid.engine.params import SamplingParams
 from camelid.engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from camelid.engine.grammar import GrammarCompiler
-    from camelid.engine.params import SamplingParams
     from camelid.engine.vocabulary import Vocabulary
     from camelid.model.base import ModelConfig
     from camelid.model.image_memory import PromptImage
@@ -63,10 +63,15 @@ class Admission:
 
         Raises:
             ContextLengthError: the prompt leaves no room for a reply.
-            EngineError: an empty prompt, an id outside the vocabulary, or more or fewer images than image tokens.
+            EngineError: an empty prompt, an id outside the vocabulary, more or fewer images than image tokens, or
+                settings or a request id of another type.
             SamplingError: settings that this engine cannot honour.
             NotFoundError: there is no such adapter.
         """
+        if not isinstance(params, SamplingParams):
+            raise EngineError(f"the settings of a request are SamplingParams, not {type(params).__name__}")
+        if request_id is not None and (isinstance(request_id, bool) or not isinstance(request_id, int)):
+            raise EngineError(f"a request id is a whole number, not {request_id!r}", where="request_id")
         if params.n != 1:
             raise SamplingError(f"a request is one sample, not {params.n}", where="n", hint="add params.samples()")
         ids = self.checked(prompt_ids)
@@ -94,9 +99,7 @@ class Admission:
             stop_ids=frozenset(params.stop_token_ids)
             | (frozenset() if params.ignore_eos and not params.has_grammar else self.stop_ids),
             max_length=min(self.max_context, len(ids) + (params.max_tokens or self.max_context)),
-            root=root_key(
-                params.cache_salt, self.adapters.identity(params.adapter), *(image.digest for image in images)
-            ),
+            root=self._root(params, images),
             images=images,
             image_positions=positions,
             priority=params.priority,
@@ -106,6 +109,23 @@ class Admission:
             dry_breakers=self._breakers(params),
             grammar=self._grammars.compile(params) if params.has_grammar else None,
         )
+
+    def check_again(self, sequence: Sequence) -> None:
+        """Refuse a sequence that was made earlier and that the engine's adapters now read differently.
+
+        Raises:
+            NotFoundError: its adapter is gone.
+            EngineError: there is another of the same name.
+        """
+        if self._root(sequence.params, sequence.images) != sequence.root:
+            raise EngineError(
+                f"the adapter '{sequence.params.adapter}' is another than when the request was made",
+                where=f"request {sequence.request_id}",
+                hint="make the request again",
+            )
+
+    def _root(self, params: SamplingParams, images: Iterable[PromptImage]) -> bytes:
+        return root_key(params.cache_salt, self.adapters.identity(params.adapter), *(image.digest for image in images))
 
     def checked(self, token_ids: Iterable[int]) -> list[int]:
         """The ids as a list.
@@ -152,6 +172,7 @@ class Admission:
     def _check_token_ids(self, params: SamplingParams) -> None:
         for name, ids in (
             ("banned_token_ids", params.banned_token_ids),
+            ("stop_token_ids", params.stop_token_ids),
             ("logit_bias", [token for token, _ in params.logit_bias]),
         ):
             if outside := [token for token in ids if token >= self.config.vocab_size]:

@@ -28,7 +28,7 @@ def root_key(*parts: str | bytes | int) -> bytes:
     """
     digest = blake2b(digest_size=KEY_BYTES)
     for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode()
+        data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.digest()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from camelid.base.errors import ContextLengthError, ResourceError
+from camelid.base.errors import ContextLengthError, EngineError, ResourceError
 from camelid.base.files import format_bytes
 from camelid.base.runtime import available_memory
 from camelid.engine.kv_cache import PagedKVCache
@@ -29,7 +29,13 @@ def cache_capacity(
     block_size: int,
     device: torch.device,
 ) -> int:
-    """Tokens that the cache may hold: whole blocks of what was asked for, or of a share of the free memory."""
+    """Tokens that the cache may hold: whole blocks of what was asked for, or of a share of the free memory.
+
+    Raises:
+        EngineError: it was asked for in tokens and in bytes.
+    """
+    if cache_bytes is not None and cache_tokens is not None:
+        raise EngineError("cache_tokens and cache_bytes say the same thing twice", hint="leave one out")
     if cache_bytes is not None:
         cache_tokens = cache_bytes // bytes_per_token
     elif cache_tokens is None:
@@ -69,7 +75,7 @@ def checked_context(max_context: int | None, positions: int, capacity: int) -> i
     if capacity < (max_context or 1):
         raise ResourceError(
             f"a context of {max_context or 1} tokens does not fit into a cache of {capacity}",
-            hint="raise cache_tokens or cache_bytes, or lower max_context",
+            hint="raise cache_tokens or cache_bytes, or lower max_context or block_size",
         )
     return min(max_context or positions, capacity)
 
@@ -88,10 +94,12 @@ def allocate_cache(
     Raises:
         ResourceError: there is no memory for it.
     """
+    num_bytes = kind.bytes_per_token(config, dtype) * num_blocks * block_size
     try:
+        if num_bytes >= 2**63:  # more than there are addresses; torch counts no further
+            raise MemoryError
         return kind(config, num_blocks, block_size, device=device, dtype=dtype)
-    except RuntimeError as error:
-        num_bytes = kind.bytes_per_token(config, dtype) * num_blocks * block_size
+    except (RuntimeError, MemoryError) as error:
         raise ResourceError(
             f"there is no memory for a cache of {format_bytes(num_bytes)}",
             hint="lower cache_tokens, or free some memory",

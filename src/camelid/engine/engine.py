@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,51 +16,28 @@ from camelid.engine.cache_size import allocate_cache, cache_capacity, checked_co
 from camelid.engine.kv_cache import CACHES, PagedContext, PagedKVCache
 from camelid.engine.model_runner import ModelRunner
 from camelid.engine.params import SamplingParams
-from camelid.engine.protocol import Completion, FinishReason, Generator, StepOutput, TokenLogprob
-from camelid.engine.sampling import NONE_LEFT, sample
-from camelid.engine.sampling.logprobs import token_logprobs
+from camelid.engine.protocol import Completion, Generator, StepOutput
+from camelid.engine.requests import Requests
 from camelid.engine.scheduler import Scheduler
-from camelid.engine.speculate import DraftModel, LookUp
+from camelid.engine.speculate import DEFAULT_DRAFTS, DraftModel, LookUp
+from camelid.engine.step import Stepper
+from camelid.engine.turn import Turn
+from camelid.model.base import LanguageModel
 from camelid.model.linear import Matrix
 from camelid.model.lora import Adapters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from torch import Tensor
 
-    from camelid.engine.sequence import Chunk, Sequence
+    from camelid.engine.sequence import Sequence
     from camelid.engine.speculate import Proposer
+    from camelid.engine.step import StepStats
     from camelid.engine.vocabulary import Vocabulary
-    from camelid.model.base import LanguageModel
     from camelid.model.image_memory import PromptImage
     from camelid.model.lora import LoraAdapter
-
-
-DEFAULT_DRAFTS = 4
-"""Guesses of a draft model, if their number is not given."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepStats:
-    """What one step did, for logs and metrics."""
-
-    num_sequences: int
-    """Sequences in the forward pass."""
-    num_tokens: int
-    """Tokens in the forward pass, of all sequences together."""
-    num_waiting: int
-    """Sequences that hold no part of the cache yet."""
-    num_free_blocks: int
-    """Blocks that no sequence holds, those that are kept for reuse included."""
-    num_preemptions: int
-    """Since the engine was made, as is the next."""
-    num_reused_tokens: int
-    """Tokens that sequences found in the cache when they began to run."""
-    num_drafts: int = 0
-    """Guesses that were checked, and how many of them were right."""
-    num_accepted: int = 0
 
 
 class Engine(Generator):
@@ -77,7 +54,8 @@ class Engine(Generator):
                 ...
 
     A stop id ends a reply and is not part of it. `SamplingParams.stop` is text and the caller's business. One thread at
-    a time may use an engine; `generate` and `stream` may be mixed with `step`, which returns the outputs of `add` only.
+    a time may use an engine, and a second one gets an EngineError; `generate` and `stream` may be mixed with `step`,
+    which returns the outputs of `add` only.
 
     The cache keeps what finished requests have left as long as there is room: a prompt that begins like an earlier one
     of the same `cache_salt` starts where they part. Nothing of that shows in the replies.
@@ -100,9 +78,11 @@ class Engine(Generator):
         num_drafts: tokens that are guessed ahead per step and checked together; 0: none. Replies stay the same.
         draft_model: who guesses, a smaller model of the same vocabulary; None: what followed the same words before.
         vocabulary: makes what the engine knows of text, for grammars, banned strings and DRY's breakers.
-        on_step: called after each step.
+        on_step: called after each step. What it raises, the caller of the step gets; the step's outputs stay for the
+            next.
 
     Raises:
+        EngineError: an option that is no whole number, or too small, or of another kind.
         ResourceError: the cache does not fit into memory, or `max_context` not into the cache.
     """
 
@@ -125,13 +105,23 @@ class Engine(Generator):
         vocabulary: Callable[[], Vocabulary] | None = None,
         on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
-        sizes = {"block_size": block_size, "max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
-        if num_drafts < 0:
-            raise EngineError(f"num_drafts must be 0 or more, not {num_drafts}", where="num_drafts")
-        sizes |= {"max_context": max_context, "cache_tokens": cache_tokens, "max_images": max_images}
-        for name, size in sizes.items():
-            if size is not None and size < 1:
-                raise EngineError(f"{name} must be at least 1, not {size}", where=name)
+        sizes = {"block_size": block_size, "max_sequences": max_sequences}
+        optional = {
+            "max_batch_tokens": max_batch_tokens,
+            "max_context": max_context,
+            "cache_tokens": cache_tokens,
+            "cache_bytes": cache_bytes,
+            "max_images": max_images,
+        }
+        for name, size in (sizes | {name: size for name, size in optional.items() if size is not None}).items():
+            _require_whole(name, size, 1)
+        _require_whole("num_drafts", num_drafts, 0)
+        if draft_model is not None and not isinstance(draft_model, LanguageModel):
+            raise EngineError(
+                f"a draft model is a model, not {type(draft_model).__name__}",
+                where="draft_model",
+                hint="camelid.load(…).model is one",
+            )
         self.model = model
         self.stop_ids = frozenset(stop_ids)
         self.device, self.dtype = _device_and_dtype(model)
@@ -139,7 +129,7 @@ class Engine(Generator):
         self.on_step = on_step
 
         if cache_format not in CACHES:
-            known = did_you_mean(cache_format, CACHES)
+            known = did_you_mean(str(cache_format), CACHES)
             raise EngineError(f"there is no cache format '{cache_format}'", where="cache_format", hint=known)
         cache_kind = CACHES[cache_format]
         capacity = cache_capacity(
@@ -165,7 +155,7 @@ class Engine(Generator):
             max_images=self.max_images,
             num_drafts=num_drafts or (DEFAULT_DRAFTS if draft_model is not None else 0),
         )
-        self._proposer = self._new_proposer(draft_model)
+        proposer = self._new_proposer(draft_model)
         self._adapters = Adapters(model)
         if batch_invariant and model.config.image_token_id is not None:
             raise EngineError("what a model reads of images rounds with the batch", where="batch_invariant")
@@ -177,16 +167,12 @@ class Engine(Generator):
             )
         cache = self._allocate(num_blocks, cache_kind)
         self._runner = ModelRunner(model, cache, self._adapters, invariant=batch_invariant)
-        self._num_reused_tokens = self._num_drafts = self._num_accepted = 0
+        self._turn = Turn()
+        self._requests = Requests(self._scheduler)
+        self._stepper = Stepper(self._scheduler, self._runner, proposer, self._requests)
         self._admission = Admission(
             model.config, self.max_context, self.stop_ids, vocabulary, self._adapters, self.max_images
         )
-        self._sequences: dict[int, Sequence] = {}
-        """The unfinished requests."""
-        self._inboxes: dict[int, list[StepOutput]] = {}
-        """Outputs for `generate` and `stream`, by request, until they take them."""
-        self._undelivered: list[StepOutput] = []
-        """Outputs for `step` to return."""
 
     def add(
         self,
@@ -210,14 +196,16 @@ class Engine(Generator):
                 request id in use.
             SamplingError: `params.n` is not 1; see `SamplingParams.samples`.
         """
-        sequence = self._admission.sequence(prompt_ids, params or SamplingParams(), request_id, images=images)
-        self._enqueue(sequence)
+        with self._turn:
+            settings = SamplingParams() if params is None else params
+            sequence = self._admission.sequence(prompt_ids, settings, request_id, images=images)
+            self._requests.add(sequence)
         return sequence.request_id
 
     @property
     def has_unfinished(self) -> bool:
         """Whether `step` has anything left to do or to return."""
-        return bool(self._sequences or self._undelivered)
+        return not self._requests.is_empty
 
     def step(self) -> list[StepOutput]:
         """One forward pass; what each request of `add` got since the last call, and the ends of those cancelled.
@@ -225,13 +213,13 @@ class Engine(Generator):
         A request whose logits are not numbers ends with finish reason "error"; the others go on.
         """
         self._run_step()
-        outputs, self._undelivered = self._undelivered, []
-        return outputs
+        return self._requests.take()
 
     def cancel(self, request_id: int) -> None:
         """End a request; the next step returns its last output. One that has ended already is left alone."""
-        if sequence := self._sequences.get(request_id):
-            self._finish(sequence, StepOutput(request_id, (), "cancelled"))
+        with self._turn:
+            if sequence := self._requests.get(request_id):
+                self._requests.finish(sequence, StepOutput(request_id, (), "cancelled"))
 
     def generate(
         self,
@@ -248,25 +236,29 @@ class Engine(Generator):
             EngineError: as for `add`, or the model's scores for one of the prompts are not numbers; all are given up
                 then.
         """
+        if not isinstance(prompts, Iterable):
+            raise EngineError(f"prompts are lists of token ids, not {type(prompts).__name__}")
         prompts = list(prompts)
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        each = list(params) if isinstance(params, Iterable) else [params] * len(prompts)
         if len(each) != len(prompts):
             raise EngineError(f"{len(prompts)} prompts need as many sampling settings, or one for all, not {len(each)}")
         of_each = [()] * len(prompts) if images is None else [tuple(own) for own in images]
         if len(of_each) != len(prompts):
             raise EngineError(f"{len(prompts)} prompts need as many lists of images, not {len(of_each)}")
-        sequences = [
-            self._admission.sequence(prompt, sample_params, images=own)
-            for prompt, p, own in zip(prompts, each, of_each, strict=True)
-            for sample_params in p.samples()
-        ]
+        sequences: list[Sequence] = []
         try:
-            for sequence in sequences:
-                self._enqueue(sequence, inbox=[])
+            with self._turn:
+                sequences += [
+                    self._admission.sequence(prompt, sample_params, images=own)
+                    for prompt, p, own in zip(prompts, each, of_each, strict=True)
+                    for sample_params in (p.samples() if isinstance(p, SamplingParams) else [p])
+                ]
+                for sequence in sequences:
+                    self._requests.add(sequence, inbox=[])
             return [self._complete(sequence) for sequence in sequences]
         finally:
             for sequence in sequences:
-                self._abandon(sequence)
+                self._turn.when_free(partial(self._requests.abandon, sequence))
 
     def stream(self, prompt_ids: Iterable[int], params: SamplingParams | None = None) -> Iterator[StepOutput]:
         """The reply as it comes, one output per step; the request is queued by the first `next`.
@@ -277,7 +269,7 @@ class Engine(Generator):
             ContextLengthError: as for `add`, at once.
             EngineError: as for `add`, at once; or while iterating, if the model's scores are not numbers.
         """
-        return self._stream(self._admission.sequence(prompt_ids, params or SamplingParams()))
+        return self._stream(self._admission.sequence(prompt_ids, SamplingParams() if params is None else params))
 
     def add_adapter(self, name: str, adapter: LoraAdapter) -> None:
         """Let requests name an adapter; those that run go on beside it.
@@ -287,7 +279,8 @@ class Engine(Generator):
         """
         if self._runner.invariant:
             raise EngineError("adapters round with the batch", hint="merge the adapter, or leave batch_invariant out")
-        self._adapters.add(name, adapter)
+        with self._turn:
+            self._adapters.add(name, adapter)
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter.
@@ -296,13 +289,14 @@ class Engine(Generator):
             NotFoundError: there is none of this name.
             EngineError: unfinished requests use it.
         """
-        if users := [s.request_id for s in self._sequences.values() if s.params.adapter == name]:
-            raise EngineError(
-                f"{len(users)} unfinished requests use the adapter '{name}'",
-                where=f"request {users[0]}",
-                hint="cancel them, or wait for their ends",
-            )
-        self._adapters.remove(name)
+        with self._turn:
+            if users := [s.request_id for s in self._requests if s.params.adapter == name]:
+                raise EngineError(
+                    f"{len(users)} unfinished requests use the adapter '{name}'",
+                    where=f"request {users[0]}",
+                    hint="cancel them, or wait for their ends",
+                )
+            self._adapters.remove(name)
 
     @property
     def adapter_names(self) -> list[str]:
@@ -319,8 +313,9 @@ class Engine(Generator):
         """
         ids = self._admission.checked(ids)
         logits_SV = torch.empty(len(ids), self.model.config.vocab_size, device=self.device, dtype=torch.float32)
-        for start, hidden_SE in self._hidden(ids, images):
-            logits_SV[start : start + len(hidden_SE)] = self.model.logits(hidden_SE)
+        with self._turn:
+            for start, hidden_SE in self._hidden(ids, images):
+                logits_SV[start : start + len(hidden_SE)] = self.model.logits(hidden_SE)
         return logits_SV
 
     @torch.inference_mode()
@@ -330,7 +325,8 @@ class Engine(Generator):
         Raises:
             ContextLengthError, EngineError: as for `logits`.
         """
-        return torch.cat([hidden_SE.float() for _, hidden_SE in self._hidden(self._admission.checked(ids))])
+        with self._turn:
+            return torch.cat([hidden_SE.float() for _, hidden_SE in self._hidden(self._admission.checked(ids))])
 
     def _hidden(self, ids: list[int], images: Iterable[PromptImage] = ()) -> Iterator[tuple[int, Tensor]]:
         """First position and hidden states of one chunk after another."""
@@ -354,7 +350,8 @@ class Engine(Generator):
         Raises:
             ResourceError: the disk is too small.
         """
-        return save_cache(path, self._blocks, self._runner.cache, self.model)
+        with self._turn:
+            return save_cache(path, self._blocks, self._runner.cache, self.model)
 
     def restore_cache(self, path: Path) -> int:
         """Remember what `save_cache` wrote, as far as there is room; how many blocks that is.
@@ -363,7 +360,8 @@ class Engine(Generator):
             NotFoundError: there is no such file.
             FormatError: it is broken, or was written with other weights.
         """
-        return restore_cache(path, self._blocks, self._runner.cache, self.model)
+        with self._turn:
+            return restore_cache(path, self._blocks, self._runner.cache, self.model)
 
     @torch.inference_mode()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -375,154 +373,33 @@ class Engine(Generator):
         Raises:
             EngineError: no parameter has this name or this shape. Tensors before it in the iterable have been taken.
         """
-        self._scheduler.preempt_all()
-        self._blocks.forget_all()
-        parameters = self.model.state_dict()
-        for name, tensor in named_tensors:
-            if name not in parameters:
-                raise EngineError(f"the model has no parameter '{name}'", hint=self._hint_for_missing(name, parameters))
-            if tensor.shape != parameters[name].shape:
-                shapes = f"{list(parameters[name].shape)}, not {list(tensor.shape)}"
-                raise EngineError(f"the parameter '{name}' is shaped {shapes}")
-            parameters[name].copy_(tensor)
+        with self._turn:
+            self._scheduler.preempt_all()
+            self._blocks.forget_all()
+            parameters = self.model.state_dict()
+            for name, tensor in named_tensors:
+                if name not in parameters:
+                    hint = self._hint_for_missing(name, parameters)
+                    raise EngineError(f"the model has no parameter '{name}'", hint=hint)
+                if tensor.shape != parameters[name].shape:
+                    shapes = f"{list(parameters[name].shape)}, not {list(tensor.shape)}"
+                    raise EngineError(f"the parameter '{name}' is shaped {shapes}")
+                parameters[name].copy_(tensor)
 
     def _run_step(self) -> None:
-        chunks = self._scheduler.schedule()
-        if not chunks:
-            return
-        if self._proposer is not None and any(chunk.num_drafts for chunk in chunks):
-            self._proposer.propose(chunks)
-        logits_BV = self._runner.run(chunks)
-        first_rows = accumulate((1 + len(chunk.drafts) if chunk.is_last else 0 for chunk in chunks), initial=0)
-        sampled = [(chunk, row) for chunk, row in zip(chunks, first_rows, strict=False) if chunk.is_last]
-        num_checked = 0
-        while sampled or num_checked == 0:
-            sampled = self._sample(chunks, sampled, logits_BV, num_checked)
-            num_checked += 1
-        if self.on_step:
-            self.on_step(
-                StepStats(
-                    num_sequences=len(chunks),
-                    num_tokens=sum(chunk.length + len(chunk.drafts) for chunk in chunks),
-                    num_waiting=len(self._scheduler.waiting),
-                    num_free_blocks=self._blocks.num_free,
-                    num_preemptions=self._scheduler.num_preemptions,
-                    num_reused_tokens=self._num_reused_tokens,
-                    num_drafts=self._num_drafts,
-                    num_accepted=self._num_accepted,
-                )
-            )
-
-    def _sample(
-        self, chunks: list[Chunk], sampled: list[tuple[Chunk, int]], logits_BV: Tensor, num_checked: int
-    ) -> list[tuple[Chunk, int]]:
-        """One more token of each sequence; those whose guess of it was right, and so have scores for another.
-
-        Args:
-            chunks: all of the step.
-            sampled: those that have scores for their next token, each with its first row.
-            logits_BV: the step's scores.
-            num_checked: guesses of each that have turned out right.
-        """
-        sequences = [chunk.sequence for chunk, _ in sampled]
-        rows = [row + num_checked for _, row in sampled]
-        if len(rows) < len(logits_BV):
-            logits_BV = logits_BV[rows]
-        tokens = sample(logits_BV, sequences) if rows else []
-        logprobs = _asked_logprobs(logits_BV, sequences, tokens)
-        # Nothing is noted before this line: a step that failed or was interrupted runs again as it was.
-        if num_checked == 0:
-            self._note_computed(chunks)
-        right: list[tuple[Chunk, int]] = []
-        for number, ((chunk, row), token) in enumerate(zip(sampled, tokens, strict=True)):
-            sequence = chunk.sequence
-            if num_checked:
-                self._num_accepted += 1
-                self._scheduler.note_computed(sequence, 1)
-            self._advance(sequence, token, logprobs.get(number, ()))
-            is_open = sequence.request_id in self._sequences
-            if is_open and chunk.drafts[num_checked : num_checked + 1] == [token]:
-                right.append((chunk, row))
-        return right
-
-    def _note_computed(self, chunks: list[Chunk]) -> None:
-        for chunk in chunks:
-            if chunk.start == chunk.sequence.num_reused:
-                self._num_reused_tokens += chunk.sequence.num_reused
-            self._num_drafts += len(chunk.drafts)
-            self._scheduler.note_computed(chunk.sequence, chunk.length)
-
-    def _advance(self, sequence: Sequence, token: int | None, logprobs: tuple[TokenLogprob, ...] = ()) -> None:
-        """Add a sampled token to its sequence, and end it if that was the last."""
-        request_id = sequence.request_id
-        if token is None:
-            self._blocks.forget(sequence.block_table)
-            self._fail(
-                sequence,
-                "the model's scores are not numbers",
-                "the weights are damaged, or their dtype is too narrow for the values",
-            )
-        elif token == NONE_LEFT:
-            problem = sequence.grammar.problem if sequence.grammar else "every token is banned"
-            self._fail(sequence, f"no token can come next: {problem}", "loosen the grammar or what is banned")
-        elif token in sequence.stop_ids:
-            self._finish(sequence, StepOutput(request_id, (), "stop", stop_token=token))
-        else:
-            try:
-                is_whole = sequence.grammar is not None and sequence.grammar.accept(token)
-            except EngineError as error:
-                self._fail(sequence, error.what, "simplify the grammar")
-                return
-            prompt_logprobs = () if sequence.num_generated else tuple(sequence.prompt_logprobs)
-            sequence.token_ids.append(token)
-            reason: FinishReason | None = None
-            if is_whole:
-                reason = "stop"
-            elif len(sequence) >= sequence.max_length:
-                reason = "length"
-            output = StepOutput(request_id, (token,), reason, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
-            if reason:
-                self._finish(sequence, output)
-            else:
-                self._deliver(output)
-
-    def _fail(self, sequence: Sequence, what: str, hint: str) -> None:
-        """End one request with an error; the others go on."""
-        where = f"request {sequence.request_id}, after {len(sequence)} tokens"
-        error = EngineError(what, where=where, hint=hint)
-        self._finish(sequence, StepOutput(sequence.request_id, (), "error", error=error))
-
-    def _deliver(self, output: StepOutput) -> None:
-        self._inboxes.get(output.request_id, self._undelivered).append(output)
-
-    def _finish(self, sequence: Sequence, output: StepOutput) -> None:
-        self._remove(sequence)
-        self._deliver(output)
-
-    def _enqueue(self, sequence: Sequence, *, inbox: list[StepOutput] | None = None) -> None:
-        if sequence.request_id in self._sequences:
-            raise EngineError(f"the request id {sequence.request_id} is in use", hint="leave it out to get a fresh one")
-        self._sequences[sequence.request_id] = sequence
-        if inbox is not None:
-            self._inboxes[sequence.request_id] = inbox
-        self._scheduler.add(sequence)
-
-    def _remove(self, sequence: Sequence) -> None:
-        del self._sequences[sequence.request_id]
-        self._scheduler.remove(sequence)
-
-    def _abandon(self, sequence: Sequence) -> None:
-        """Leave nothing of a request of `generate` or `stream` behind, finished or not."""
-        self._inboxes.pop(sequence.request_id, None)
-        if self._sequences.get(sequence.request_id) is sequence:
-            self._remove(sequence)
+        with self._turn:
+            stats = self._stepper.run()
+        if stats is not None and self.on_step:
+            self.on_step(stats)
 
     def _stream(self, sequence: Sequence) -> Iterator[StepOutput]:
-        self._enqueue(sequence, inbox=[])
+        with self._turn:
+            self._admission.check_again(sequence)
+            self._requests.add(sequence, inbox=[])
         try:
             yield from self._outputs(sequence)
         finally:
-            self._abandon(sequence)
+            self._turn.when_free(partial(self._requests.abandon, sequence))
 
     def _complete(self, sequence: Sequence) -> Completion:
         outputs = list(self._outputs(sequence))
@@ -538,7 +415,7 @@ class Engine(Generator):
 
     def _outputs(self, sequence: Sequence) -> Iterator[StepOutput]:
         """The outputs of a request with an inbox, to the last; steps are run when there are none yet."""
-        inbox = self._inboxes[sequence.request_id]
+        inbox = self._requests.inbox(sequence)
         while True:
             while not inbox:
                 self._run_step()
@@ -574,18 +451,11 @@ class Engine(Generator):
         return did_you_mean(name, parameters)
 
 
-def _asked_logprobs(
-    logits_BV: Tensor, sequences: list[Sequence], tokens: list[int | None]
-) -> dict[int, tuple[TokenLogprob, ...]]:
-    """Row → its token's log-probability, for those that ask and have a token."""
-    rows = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs]
-    found: dict[int, tuple[TokenLogprob, ...]] = {}
-    for row in rows:
-        token = tokens[row]
-        if token is not None and token != NONE_LEFT:
-            num_top = sequences[row].params.top_logprobs
-            found[row] = tuple(token_logprobs(logits_BV[row : row + 1], [token], num_top))
-    return found
+def _require_whole(name: str, size: object, least: int) -> None:
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise EngineError(f"{name} must be a whole number, not {size!r}", where=name)
+    if size < least:
+        raise EngineError(f"{name} must be at least {least}, not {size}", where=name)
 
 
 def _device_and_dtype(model: LanguageModel) -> tuple[torch.device, torch.dtype]:

@@ -48,10 +48,11 @@ class Grammar:
 
     def mask(self, logits_V: Tensor) -> None:
         """Rule out all tokens that cannot come next, in place; the end tokens can where the reply may end."""
-        if self._matcher.is_error():
+        mask = self._matcher.compute_bitmask()
+        if self.is_stuck:  # in a dead end the mask has the end tokens, and the matcher finds out by it
             logits_V.fill_(-math.inf)
             return
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        bits = np.frombuffer(mask, dtype=np.uint8)
         allowed_V = torch.from_numpy(np.unpackbits(bits, bitorder="little")[: len(logits_V)].astype(np.bool_))
         logits_V[: len(allowed_V)].masked_fill_(~allowed_V.to(logits_V.device), -math.inf)
         logits_V[len(allowed_V) :] = -math.inf
@@ -67,9 +68,15 @@ class Grammar:
         return bool(self._matcher.is_stopped())
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether nothing can come next, not even the end; known once `mask` or `accept` has met it."""
+        return bool(self._matcher.is_error())
+
+    @property
     def problem(self) -> str:
         """What keeps the reply from going on, in a line."""
-        return _first_line(self._matcher.get_error()) or "no token fits"
+        line = _first_line(self._matcher.get_error())
+        return "no text follows the grammar from here" if line.startswith("NoExtension") else line or "no token fits"
 
 
 class GrammarCompiler:
@@ -111,6 +118,10 @@ class GrammarCompiler:
         if matcher.is_error():
             problem = _first_line(matcher.get_error())
             raise SamplingError(f"this {kind} cannot be honoured: {problem}", where=kind)
+        beginning = Grammar(matcher.deep_copy())
+        beginning.mask(torch.zeros(1))
+        if beginning.is_stuck:
+            raise SamplingError(f"this {kind} cannot be honoured: {beginning.problem}", where=kind)
         if warnings := matcher.get_grammar_warnings():
             raise SamplingError(f"this {kind} cannot be honoured as it stands: {warnings[0]}", where=kind)
         return matcher
@@ -122,10 +133,12 @@ class _Tokens:
     def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
         known = vocabulary.token_bytes
         tokens = [known[i] if i < len(known) else b"" for i in range(vocab_size)]
-        for token, name in vocabulary.control.items():
+        # Control tokens that only a prompt has (an image's) lie outside.
+        control = {token: name for token, name in vocabulary.control.items() if token < vocab_size}
+        for token, name in control.items():
             tokens[token] = name
         self.tokens = [*tokens, b"<|the end|>"]
-        self.special_token_ids = [*vocabulary.control, vocab_size]
+        self.special_token_ids = [*control, vocab_size]
         self.eos_token_id = vocab_size
         self.bos_token_id = None
         self._encode = vocabulary.encode
@@ -166,7 +179,11 @@ def _as_text(value: str | Mapping[str, Any] | tuple[str, ...], kind: str) -> str
     """
     if not isinstance(value, str):
         _refuse_deep(value, kind)
-    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise SamplingError(f"this {kind} has no JSON or no UTF-8 form: {error}", where=kind) from error
     if len(text) > MAX_BYTES:
         raise SamplingError(f"this {kind} has {len(text)} characters and may have {MAX_BYTES}", where=kind)
     if kind != "choice" and _nesting(text) > MAX_NESTING:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from camelid.base.errors import SamplingError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-
 GRAMMARS = ("json_schema", "regex", "choice", "grammar")
 """The fields that give a reply its form; one of them at most."""
+
+MAX_SAMPLES = 2**16
+"""Of `n`: every reply is a request with settings of its own, some 20 µs and 1 KB before anything runs."""
+
+MAX_SHOWN = 100
+"""Characters of a wrong value in a message."""
+
+LARGEST_SHIFT = 1e30
+"""What biases and penalties may add to a logit: fp32 still adds up thousands of them."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class SamplingParams:
     ignore_eos: bool = False
     """Go on past the model's own end tokens."""
     n: int = 1
-    """Replies to the prompt (≥ 1), which share the prompt's part of the cache."""
+    """Replies to the prompt, from 1 to 65,536, which share the prompt's part of the cache."""
     truncate: bool = False
     """Cut the beginning off a prompt that leaves no room for `max_tokens` (or one) more; otherwise it is an error."""
     adapter: str | None = None
@@ -114,12 +119,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name in ("stop", "banned_strings", "dry_sequence_breakers"):
-            object.__setattr__(self, name, _as_tuple(getattr(self, name)))
-            values = getattr(self, name)
-            self._require(all(isinstance(text, str) and text for text in values), name, "texts that are not empty")
+            self._require_texts(name)
         for name in ("stop_token_ids", "banned_token_ids"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            self._require(all(_is_whole(i, 0) for i in getattr(self, name)), name, "token ids")
+            ids = _as_tuple(getattr(self, name))
+            self._require(ids is not None and all(_is_whole(i, 0) for i in ids), name, "token ids")
+            object.__setattr__(self, name, ids)
         object.__setattr__(self, "logit_bias", _as_pairs(self.logit_bias))
         self._require(self.max_tokens is None or _is_whole(self.max_tokens, 1), "max_tokens", "a whole number from 1")
         self._require(_is_number(self.temperature) and self.temperature >= 0, "temperature", "0 (greedy) or more")
@@ -144,7 +148,7 @@ class SamplingParams:
         prompt = self.prompt_logprobs
         in_range = prompt is None or (_is_whole(prompt, 0) and prompt <= 100)
         self._require(in_range, "prompt_logprobs", "from 0 to 100, or None")
-        self._require(_is_whole(self.n, 1), "n", "a whole number from 1")
+        self._require(_is_whole(self.n, 1) and self.n <= MAX_SAMPLES, "n", f"a whole number from 1 to {MAX_SAMPLES}")
         self._require(isinstance(self.truncate, bool), "truncate", "true or false")
         self._require(_is_whole(self.priority, -1000) and self.priority <= 1000, "priority", "between -1000 and 1000")
         fits = self.adapter is None or (isinstance(self.adapter, str) and bool(self.adapter))
@@ -168,19 +172,20 @@ class SamplingParams:
 
     def _check_penalties(self) -> None:
         for name in ("presence_penalty", "frequency_penalty"):
-            self._require(_is_number(getattr(self, name)), name, "a number")
+            self._require(_is_shift(getattr(self, name)), name, f"a number from {-LARGEST_SHIFT} to {LARGEST_SHIFT}")
         self._require(_is_number(self.dry_multiplier) and self.dry_multiplier >= 0, "dry_multiplier", "0 (off) or more")
         in_range = _is_number(self.dry_base) and 1 <= self.dry_base <= 100
         self._require(in_range, "dry_base", "from 1 to 100")
         self._require(_is_whole(self.dry_allowed_length, 1), "dry_allowed_length", "a whole number from 1")
         self._require(_is_whole(self.dry_range, 0), "dry_range", "0 (all) or a whole number above it")
         pairs = self.logit_bias
-        fits = all(_is_whole(token, 0) and _is_number(value) for token, value in pairs)
-        self._require(fits, "logit_bias", "a mapping from token ids to numbers")
+        fits = all(_is_whole(token, 0) and _is_shift(value) for token, value in pairs)
+        numbers = f"numbers from {-LARGEST_SHIFT} to {LARGEST_SHIFT}"
+        self._require(fits, "logit_bias", f"a mapping from token ids to {numbers}")
+        self._require(len(dict(pairs)) == len(pairs), "logit_bias", "one number for each token")
 
     def _check_grammar(self) -> None:
-        object.__setattr__(self, "choice", _as_tuple(self.choice))
-        self._require(all(isinstance(text, str) and text for text in self.choice), "choice", "texts that are not empty")
+        self._require_texts("choice")
         schema = self.json_schema
         fits = schema is None or isinstance(schema, Mapping) or (isinstance(schema, str) and bool(schema))
         self._require(fits, "json_schema", "a schema as text or as a mapping")
@@ -215,13 +220,31 @@ class SamplingParams:
         digest = blake2b(number.to_bytes(8, "little"), digest_size=8, key=self.seed.to_bytes(8, "little")).digest()
         return int.from_bytes(digest, "little") >> 1
 
+    def _require_texts(self, name: str) -> None:
+        texts = _as_tuple(getattr(self, name))
+        fits = texts is not None and all(isinstance(text, str) and text for text in texts)
+        self._require(fits, name, "texts that are not empty")
+        object.__setattr__(self, name, texts)
+
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
-            raise SamplingError(f"{name} must be {expected}, not {getattr(self, name)!r}", where=name)
+            raise SamplingError(f"{name} must be {expected}, not {_shown(getattr(self, name))}", where=name)
 
 
-def _as_tuple(stop: str | Sequence[str]) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+def _as_tuple(values: object) -> tuple[Any, ...] | None:
+    """Values as a tuple, a text as the only one; None if they are no such thing."""
+    if isinstance(values, str):
+        return (values,)
+    return tuple(values) if isinstance(values, Iterable) else None
+
+
+def _shown(value: object) -> str:
+    """A wrong value in a message: cut off, and not at all where Python refuses to print it (5,000 digits)."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "what cannot be printed"
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
 def _as_pairs(bias: object) -> tuple[tuple[Any, Any], ...]:
@@ -239,4 +262,8 @@ def _is_whole(value: object, least: int) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_shift(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_SHIFT

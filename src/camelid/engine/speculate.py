@@ -26,6 +26,10 @@ LONGEST, SHORTEST = 4, 2
 """Last tokens that are looked up in the text, the longer first. A single token is followed by too many others."""
 
 
+DEFAULT_DRAFTS = 4
+"""Guesses of a draft model, if their number is not given."""
+
+
 class Proposer(Protocol):
     """Who guesses."""
 

@@ -29,11 +29,11 @@ class Vocabulary:
 
     def tokens_with(self, text: str) -> frozenset[int]:
         """Tokens that have this text inside."""
-        return _tokens_with(self, text.encode())
+        return _tokens_with(self, text.encode("utf-8", "surrogatepass"))
 
     def banned(self, text: str) -> BannedText:
         """The rule that a text must not come up."""
-        return _banned(self, text.encode())
+        return _banned(self, text.encode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ llm.generate("What is this?", images=[Path("cat.png")]).text  # by a model that 
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from contextlib import aclosing, suppress
+from dataclasses import fields, replace
 from functools import cached_property
 from inspect import signature
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from camelid.base.errors import (
@@ -27,10 +26,10 @@ from camelid.base.errors import (
     TokenizerError,
     did_you_mean,
 )
-from camelid.base.fair_lock import FairLock
 from camelid.engine.params import SamplingParams
 from camelid.llm.prompts import Message, Prompt, is_batch, is_conversation, is_texts, token_ids_of
-from camelid.llm.reply import Chunk, Generation, Reply
+from camelid.llm.reply import Chunk, Generation
+from camelid.llm.shared_engine import Prepared, SharedEngine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -150,11 +149,11 @@ class LLM:
         self.generation_config = dict(generation_config or {})
         self.preprocessor_config = dict(preprocessor_config or {})
         self._engine_options = _known_engine_options(engine_options)
-        self._replies: dict[int, Reply] = {}
-        self._forgotten: deque[int] = deque()
-        """Requests that nobody waits for any more."""
-        self._lock = FairLock()
-        """Held by the thread that uses the engine."""
+        self._engine: Engine | None = None
+        self._making = Lock()
+        self._shared = SharedEngine(
+            lambda: self.engine, lambda continuing: self.tokenizer.stream(continuing=continuing)
+        )
 
     @cached_property
     def chat_format(self) -> ChatFormat:
@@ -167,14 +166,18 @@ class LLM:
 
         return chat_format_for(self.tokenizer, template=self.chat_template)
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
-        """The engine that runs the model."""
-        from camelid.engine.engine import Engine
+        """The engine that runs the model, made when it is first asked for; threads get the same one."""
+        with self._making:
+            if self._engine is None:
+                from camelid.engine.engine import Engine
 
-        return Engine(
-            self.model, stop_ids=tuple(sorted(self.stop_ids)), vocabulary=self._vocabulary, **self._engine_options
-        )
+                stop_ids = tuple(sorted(self.stop_ids))
+                self._engine = Engine(
+                    self.model, stop_ids=stop_ids, vocabulary=self._vocabulary, **self._engine_options
+                )
+            return self._engine
 
     def _vocabulary(self) -> Vocabulary:
         """The bytes of every token, for the engine's grammars."""
@@ -269,7 +272,8 @@ class LLM:
         Raises:
             ContextLengthError: more ids than the context holds.
         """
-        return self.engine.logits(ids)
+        with self._shared.lock:
+            return self.engine.logits(ids)
 
     @overload
     def generate(
@@ -334,7 +338,7 @@ class LLM:
             raise CamelidError("images belong to one prompt", hint="in a batch, show them in the messages' content")
         else:
             batch = [self._prepare(one, tools, params) for one in cast("Sequence[Prompt]", prompt)]
-        replies = self._run([replace(one, params=sample) for one in batch for sample in params.samples()])
+        replies = self._shared.run([replace(one, params=sample) for one in batch for sample in params.samples()])
         per_prompt = [replies[start : start + params.n] for start in range(0, len(replies), params.n)]
         if n is None:
             return replies if is_batch(prompt) else replies[0]
@@ -349,7 +353,7 @@ class LLM:
         **sampling: Any,
     ) -> Generator[Chunk]:
         """`generate` for one prompt, piece by piece; closing the iterator cancels the rest."""
-        return self._stream(self._prepare(prompt, tools, sampling_params(sampling), images))
+        return self._shared.stream(self._prepare(prompt, tools, sampling_params(sampling), images))
 
     async def astream(
         self,
@@ -364,23 +368,9 @@ class LLM:
         A task that is cancelled, or an iterator that is closed or dropped, cancels the rest.
         """
         prepared = self._prepare(prompt, tools, sampling_params(sampling), images)
-        starting = asyncio.ensure_future(asyncio.to_thread(self._start, prepared))
-        try:
-            request, reply = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            starting.add_done_callback(self._forget_started)
-            raise
-        try:
-            finished = False
-            while not finished:
-                await asyncio.to_thread(self._step, reply)
-                while reply.chunks:
-                    chunk = reply.chunks.popleft()
-                    finished = chunk.finish_reason is not None
-                    yield chunk
-            reply.raise_error()
-        finally:
-            self._forget(request)
+        async with aclosing(self._shared.astream(prepared)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     @overload
     def embed(self, text: str | Sequence[int], *, pooling: Pooling = ...) -> Tensor: ...
@@ -410,7 +400,7 @@ class LLM:
         texts = cast("Sequence[Prompt]", text) if is_texts(text) else [cast("Prompt", text)]
         vectors: list[Tensor] = []
         for one in texts:
-            with self._lock:
+            with self._shared.lock:
                 states_SE = self.engine.hidden_states(self.encode_prompt(one))
             vector_E = states_SE.mean(0) if pooling == "mean" else states_SE[-1]
             vectors.append(vector_E / vector_E.norm())
@@ -418,107 +408,17 @@ class LLM:
             return vectors[0]
         return torch.stack(vectors) if vectors else torch.empty(0, self.model.config.hidden_size)
 
-    def _stream(self, prepared: _Prepared) -> Generator[Chunk]:
-        request, reply = self._start(prepared)
-        try:
-            finished = False
-            while not finished:
-                self._step(reply)
-                while reply.chunks:
-                    chunk = reply.chunks.popleft()
-                    finished = chunk.finish_reason is not None
-                    yield chunk
-            reply.raise_error()
-        finally:
-            self._forget(request)
-
-    def _run(self, batch: Sequence[_Prepared]) -> list[Generation]:
-        replies: dict[int, Reply] = {}
-        try:
-            for prepared in batch:
-                request, reply = self._start(prepared)
-                replies[request] = reply
-            while any(reply.finish_reason is None for reply in replies.values()):
-                self._step()
-            for reply in replies.values():
-                reply.raise_error()
-        finally:
-            for request in replies:
-                self._forget(request)
-        return [
-            Generation(
-                reply.text,
-                reply.token_ids,
-                reply.finish_reason or "stop",
-                len(prepared.ids),
-                reply.logprobs,
-                reply.prompt_logprobs,
-            )
-            for reply, prepared in zip(replies.values(), batch, strict=True)
-        ]
-
     def _prepare(
         self,
         prompt: Prompt,
         tools: Tools | None,
         params: SamplingParams,
         images: Sequence[ImageSource] | None = None,
-    ) -> _Prepared:
+    ) -> Prepared:
         # A reply in a conversation is a text of its own; what continues a text keeps the space that it starts with.
         continuing = isinstance(prompt, str) or not is_conversation(prompt)
         ids, places = self._encode(prompt, tools, len(images or ()))
-        return _Prepared(ids, params, continuing, self._read_images(_filled(places, images or ())))
-
-    def _start(self, prepared: _Prepared) -> tuple[int, Reply]:
-        reply = Reply(self.tokenizer.stream(continuing=prepared.continuing), prepared.params)
-        with self._lock:
-            request = self.engine.add(prepared.ids, prepared.params, images=prepared.images)
-            self._replies[request] = reply
-        return request, reply
-
-    def _step(self, reply: Reply | None = None) -> None:
-        """One step of the engine, unless this reply has something already; every open one gets its tokens."""
-        with self._lock:
-            if reply is not None and (reply.chunks or reply.finish_reason):
-                return
-            for output in self.engine.step():
-                reply = self._replies.get(output.request_id)
-                if reply is None or reply.finish_reason:
-                    continue
-                reply.error = output.error
-                reply.prompt_logprobs += output.prompt_logprobs
-                stopped_by_text = reply.extend(output.token_ids, output.finish_reason, output.logprobs)
-                if stopped_by_text and not output.finish_reason:
-                    self.engine.cancel(output.request_id)
-            self._cancel_forgotten()
-
-    def _forget_started(self, starting: asyncio.Future[tuple[int, Reply]]) -> None:
-        """Forget a request whose task was cancelled while it was being queued."""
-        if not starting.cancelled() and starting.exception() is None:
-            self._forget(starting.result()[0])
-
-    def _forget(self, request: int) -> None:
-        self._forgotten.append(request)
-        if not self._lock.is_mine:  # it is, if the garbage collector closes a stream in the middle of a step
-            with self._lock:
-                self._cancel_forgotten()
-
-    def _cancel_forgotten(self) -> None:
-        while self._forgotten:
-            request = self._forgotten.popleft()
-            if self._replies.pop(request).finish_reason is None:
-                self.engine.cancel(request)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A prompt as the engine takes it."""
-
-    ids: list[int]
-    params: SamplingParams
-    continuing: bool
-    """Whether the reply goes on with the prompt's text."""
-    images: list[PromptImage]
+        return Prepared(ids, params, continuing, self._read_images(_filled(places, images or ())))
 
 
 def sampling_params(settings: Mapping[str, Any], base: SamplingParams | None = None) -> SamplingParams:

@@ -89,6 +89,12 @@ class Reply:
         self.finish_reason = reason  # last: another thread may be waiting for it
         return stopped
 
+    def fail(self, error: CamelidError) -> None:
+        """End with an error."""
+        self.error = error
+        self.chunks.append(Chunk("", [], "error"))
+        self.finish_reason = "error"
+
     def raise_error(self) -> None:
         """Raise what ended the reply, if that was an error."""
         if self.error is not None:

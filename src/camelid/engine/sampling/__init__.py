@@ -21,6 +21,7 @@ import torch
 
 from camelid.engine.sampling.draw import draw, uniform
 from camelid.engine.sampling.filters import (
+    LARGEST,
     apply_temperature,
     below_surprise,
     exclude_top_choices,
@@ -108,7 +109,7 @@ def _draw(logits_BV: Tensor, sequences: list[Sequence]) -> list[int]:
 
 
 def _adjust(logits_V: Tensor, sequence: Sequence) -> None:
-    """Steps 1 and 2 for one row, in place."""
+    """Steps 1 and 2 for one row, in place. Sums stay finite, so that what comes after can compare them."""
     p = sequence.params
     if p.logit_bias:
         add_bias(logits_V, p.logit_bias)
@@ -126,9 +127,10 @@ def _adjust(logits_V: Tensor, sequence: Sequence) -> None:
             allowed_length=p.dry_allowed_length,
             breakers=sequence.dry_breakers,
         )
+    logits_V.clamp_(max=LARGEST)
     ruled_out = list(p.banned_token_ids)
     if sequence.num_generated < p.min_tokens:
-        ruled_out += sequence.stop_ids
+        ruled_out += (token for token in sequence.stop_ids if token < len(logits_V))
     for text in sequence.banned_texts:
         ruled_out += text.completed_by(sequence.token_ids[sequence.num_prompt :])
     if ruled_out:

@@ -68,7 +68,7 @@ def _threshold_among(
     else:
         best_BC = scores_BV.topk(num_candidates, dim=-1).values
     device = scores_BV.device
-    k_B1 = torch.tensor([k or vocab_size for k in top_k], device=device)[:, None]
+    k_B1 = torch.tensor([min(k or vocab_size, vocab_size) for k in top_k], device=device)[:, None]
     p_B1 = torch.tensor([p if p < 1 else math.inf for p in top_p], dtype=torch.float64, device=device)[:, None]
     kth_B1 = best_BC.gather(1, (k_B1 - 1).clamp(max=num_candidates - 1))
 
