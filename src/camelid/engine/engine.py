@@ -13,6 +13,7 @@ from camelid.engine.admission import Admission
 from camelid.engine.block_manager import BlockManager
 from camelid.engine.cache_file import restore_cache, save_cache
 from camelid.engine.cache_size import allocate_cache, cache_capacity, checked_context, images_in_memory
+from camelid.engine.invariant import check_rounds_alone_in_tiles, rounds_alone
 from camelid.engine.kv_cache import CACHES, PagedContext, PagedKVCache
 from camelid.engine.model_runner import ModelRunner
 from camelid.engine.params import SamplingParams
@@ -74,7 +75,8 @@ class Engine(Generator):
         max_sequences: sequences that run at one time; more wait.
         max_images: images of running sequences together, whose keys and values are held. Default: as many as fit into
             an eighth of the free memory, but at least one.
-        batch_invariant: compute each reply to the same bits whatever runs beside it, at a cost (docs/decisions/0010).
+        batch_invariant: compute each reply to the same bits whatever runs beside it, at a cost where the native kernels
+            do not do so anyway (see `is_batch_invariant` and docs/decisions/0012).
         num_drafts: tokens that are guessed ahead per step and checked together; 0: none. Replies stay the same.
         draft_model: who guesses, a smaller model of the same vocabulary; None: what followed the same words before.
         vocabulary: makes what the engine knows of text, for grammars, banned strings and DRY's breakers.
@@ -157,16 +159,13 @@ class Engine(Generator):
         )
         proposer = self._new_proposer(draft_model)
         self._adapters = Adapters(model)
-        if batch_invariant and model.config.image_token_id is not None:
-            raise EngineError("what a model reads of images rounds with the batch", where="batch_invariant")
-        if batch_invariant and any(isinstance(m, Matrix) and m.packed is not None for m in model.modules()):
-            raise EngineError(
-                "products with packed weights round with the batch",
-                where="batch_invariant",
-                hint="load the model with packed=False",
-            )
+        is_native = rounds_alone(model, self.device, self.dtype)
+        self.is_batch_invariant = batch_invariant or is_native
+        """Whether a reply's bits hang on its own request alone, whatever runs beside it."""
+        if batch_invariant:
+            check_rounds_alone_in_tiles(model)
         cache = self._allocate(num_blocks, cache_kind)
-        self._runner = ModelRunner(model, cache, self._adapters, invariant=batch_invariant)
+        self._runner = ModelRunner(model, cache, self._adapters, in_tiles=batch_invariant and not is_native)
         self._turn = Turn()
         self._requests = Requests(self._scheduler)
         self._stepper = Stepper(self._scheduler, self._runner, proposer, self._requests)
@@ -275,9 +274,10 @@ class Engine(Generator):
         """Let requests name an adapter; those that run go on beside it.
 
         Raises:
-            EngineError: the name is taken, the adapter does not fit the model, or the engine is batch-invariant.
+            EngineError: the name is taken, the adapter does not fit the model, or the engine is batch-invariant without
+                native kernels.
         """
-        if self._runner.invariant:
+        if self._runner.in_tiles:
             raise EngineError("adapters round with the batch", hint="merge the adapter, or leave batch_invariant out")
         with self._turn:
             self._adapters.add(name, adapter)

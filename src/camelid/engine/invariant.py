@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from camelid.base.errors import EngineError
 from camelid.engine.kv_cache import PagedContext
 from camelid.kernels.attention import vector_width
 from camelid.model.linear import Matrix
@@ -53,6 +54,22 @@ def rounds_alone(model: LanguageModel, device: torch.device, dtype: torch.dtype)
         and config.image_token_id is None
         and not any(isinstance(module, Matrix) and module.packed is not None for module in model.modules())
     )
+
+
+def check_rounds_alone_in_tiles(model: LanguageModel) -> None:
+    """See that nothing in a model's steps rounds with the batch even in tiles.
+
+    Raises:
+        EngineError: something does.
+    """
+    if model.config.image_token_id is not None:
+        raise EngineError("what a model reads of images rounds with the batch", where="batch_invariant")
+    if any(isinstance(module, Matrix) and module.packed is not None for module in model.modules()):
+        raise EngineError(
+            "products with packed weights round with the batch",
+            where="batch_invariant",
+            hint="load the model with packed=False",
+        )
 
 
 def num_padded(num_rows: int) -> int:

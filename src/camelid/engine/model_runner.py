@@ -28,13 +28,13 @@ class ModelRunner:
     """Runs chunks of any sequences in one forward pass over the paged cache."""
 
     def __init__(
-        self, model: LanguageModel, cache: PagedKVCache, adapters: Adapters, *, invariant: bool = False
+        self, model: LanguageModel, cache: PagedKVCache, adapters: Adapters, *, in_tiles: bool = False
     ) -> None:
         self.model = model
         self.cache = cache
         self.adapters = adapters
-        self.invariant = invariant
-        """Whether a token's result may hang on nothing but its own sequence; see `camelid.engine.invariant`."""
+        self.in_tiles = in_tiles
+        """Whether torch works in tiles of one shape, so that a token's result hangs on its own sequence alone."""
 
     @torch.inference_mode()
     def run(self, chunks: list[Chunk]) -> Tensor:
@@ -47,7 +47,7 @@ class ModelRunner:
             sequence = chunk.sequence
             if sequence.images and sequence.memory is None:
                 sequence.memory = self.model.image_memory(sequence.images, sequence.image_positions)
-        context = (InvariantContext if self.invariant else PagedContext)(
+        context = (InvariantContext if self.in_tiles else PagedContext)(
             self.cache,
             [chunk.length + len(chunk.drafts) for chunk in chunks],
             [chunk.start for chunk in chunks],
@@ -73,7 +73,7 @@ class ModelRunner:
         if not rows:
             return hidden_TE.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
         num_rows = len(rows)
-        if self.invariant:
+        if self.in_tiles:
             rows += [0] * (num_padded(num_rows) - num_rows)
         if rows != list(range(len(hidden_TE))):
             hidden_TE = hidden_TE[torch.tensor(rows, device=hidden_TE.device)]

@@ -47,10 +47,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x_TE: Tensor) -> Tensor:
         """[T, E] → [T, E]."""
-        gate_TF, up_TF = self.gate_proj(x_TE), self.up_proj(x_TE)
-        product_TF = swiglu(gate_TF, up_TF) if runs_natively(gate_TF, up_TF) else F.silu(gate_TF) * up_TF
-        down_TE: Tensor = self.down_proj(product_TF)
+        down_TE: Tensor = self.down_proj(gated(self.gate_proj(x_TE), self.up_proj(x_TE)))
         return down_TE
+
+
+def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """silu(gate) ⊙ up: [T, F]."""
+    return swiglu(gate_TF, up_TF) if runs_natively(gate_TF, up_TF) else F.silu(gate_TF) * up_TF
 
 
 class Embedding(Matrix):

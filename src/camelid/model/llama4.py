@@ -22,7 +22,7 @@ from camelid.kernels.product import linear
 from camelid.model.attention import Chunks
 from camelid.model.base import LanguageModel, ModelConfig
 from camelid.model.initialize import fill_normal
-from camelid.model.layers import Embedding, FeedForward, RMSNorm
+from camelid.model.layers import Embedding, FeedForward, RMSNorm, gated
 from camelid.model.linear import Linear, Matrix
 from camelid.model.llama4_config import Llama4Config
 from camelid.model.rotary import AdjacentRotaryEmbedding
@@ -97,7 +97,7 @@ class Experts(nn.Module):
 
     def _expert(self, expert: int, x_RE: Tensor) -> Tensor:
         gate_RF, up_RF = linear(x_RE, self.gate_up_proj[expert].T).chunk(2, -1)
-        return linear(F.silu(gate_RF) * up_RF, self.down_proj[expert].T)
+        return linear(gated(gate_RF, up_RF), self.down_proj[expert].T)
 
 
 class MixtureOfExperts(nn.Module):
@@ -118,7 +118,8 @@ class MixtureOfExperts(nn.Module):
         """[T, E] → [T, E]."""
         score_TX = self.router(x_TE)
         best_TA, expert_TA = score_TX.topk(self.num_chosen, -1)
-        weight_TA = best_TA.float().sigmoid().to(x_TE.dtype)
+        # torch's own sigmoid rounds otherwise behind the last whole vector: a token's bits would hang on their number.
+        weight_TA = (1 / (1 + (-best_TA.float()).exp())).to(x_TE.dtype)
         order_R = expert_TA.flatten().argsort(stable=True)
         counts = expert_TA.flatten().bincount(minlength=score_TX.shape[1]).tolist()
         token_R = order_R // self.num_chosen
