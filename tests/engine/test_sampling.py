@@ -14,7 +14,7 @@ from torch import Tensor
 
 from camelid.engine.params import SamplingParams
 from camelid.engine.sampling import filters, sample
-from camelid.engine.sampling.draw import draw, gumbel_noise
+from camelid.engine.sampling.draw import best_tokens, draw, gumbel_noise
 from camelid.engine.sampling.filters import NUM_CANDIDATES, apply_temperature, min_p_threshold, top_k_top_p_threshold
 from camelid.engine.sampling.penalties import penalize_repetition
 from camelid.engine.sequence import Sequence
@@ -301,3 +301,27 @@ def test_each_token_of_a_reply_is_drawn_anew() -> None:
         assert token is not None
         sequence.token_ids.append(token)
     assert len(set(sequence.token_ids)) > 10
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 4),
+    num_tokens=st.integers(1, 700),
+    levels=st.integers(1, 50),
+    odd=st.sampled_from([None, math.nan, math.inf, -math.inf]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_best_token_is_the_first_with_the_greatest_score(
+    rows: int, num_tokens: int, levels: int, odd: float | None, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-levels, levels, (rows, num_tokens), generator=generator).float()
+    if odd is not None:
+        scores[0, int(torch.randint(num_tokens, (), generator=generator))] = odd
+
+    best, tokens = best_tokens(scores)
+
+    torch.testing.assert_close(best, scores.amax(-1), rtol=0, atol=0, equal_nan=True)
+    for row in range(rows):
+        if not best[row].isnan():
+            assert tokens[row] == scores[row].tolist().index(float(best[row]))

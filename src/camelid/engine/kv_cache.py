@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from camelid.kernels.paged import PagedLayout, layout, paged_attention, paged_attention_runs_on
+from camelid.kernels.paged import (
+    PagedLayout,
+    layout,
+    paged_attention,
+    paged_attention_runs_on,
+    store_rows,
+    stores_natively,
+)
 from camelid.model.attention import AttentionContext, PackedContext, Window, causal_attention, visible_keys
 from camelid.model.image_memory import image_reads
 
@@ -76,6 +83,9 @@ class PagedKVCache:
         if isinstance(slots, slice):
             keys[slots] = k_TKD
             values[slots] = v_TKD
+        elif stores_natively(k_TKD, keys):
+            store_rows(k_TKD, slots, keys)
+            store_rows(v_TKD, slots, values)
         else:
             keys.index_copy_(0, slots, k_TKD)
             values.index_copy_(0, slots, v_TKD)

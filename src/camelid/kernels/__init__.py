@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from camelid.base.errors import ConfigError, did_you_mean
 
@@ -119,6 +119,14 @@ def matmul(format: str, x_TN: Tensor, data_RB: Tensor, *, instruction_set: str |
         torch.get_num_threads(),
     )
     return out_TR
+
+
+@cache
+def native() -> Any:
+    """The compiled module, for the modules of this package, which ask first whether its kernels run."""
+    from camelid.kernels import _native
+
+    return _native
 
 
 def _check_blocks(format: str, data_RB: Tensor, rows: int, columns: int) -> None:

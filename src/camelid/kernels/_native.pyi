@@ -49,6 +49,7 @@ def attention_gradients(
     num_threads: int,
     /,
 ) -> None: ...
+def store_rows(rows: tuple[int, int], slots: int, count: int, to: int, width: int, /) -> None: ...
 def paged_attention(
     instruction_set: str,
     sequences: int,

@@ -29,7 +29,7 @@ def vector_width() -> int | None:
 @cache
 def vector_widths() -> dict[str, int]:
     """The same of every instruction set that could run here and has such kernels."""
-    return _native().attention_dim_factors() if kernels.native_available() else {}
+    return kernels.native().attention_dim_factors() if kernels.native_available() else {}
 
 
 def attention_runs_on(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> bool:
@@ -89,7 +89,7 @@ class _PackedAttention(torch.autograd.Function):
             return out_THD
         tensors = [_address(x) for x in (q_THD, k_TKD, v_TKD, out_THD)]
         sizes = _sizes(q_THD, k_TKD, starts_N1)
-        _native().attention(chosen, starts_N1.data_ptr(), sizes, scale, *tensors, torch.get_num_threads())
+        kernels.native().attention(chosen, starts_N1.data_ptr(), sizes, scale, *tensors, torch.get_num_threads())
         return out_THD
 
     @staticmethod
@@ -102,7 +102,7 @@ class _PackedAttention(torch.autograd.Function):
             return *grads, None, None, None
         tensors = [_address(x) for x in (q_THD, k_TKD, v_TKD, out_grad_THD, *grads)]
         sizes = _sizes(q_THD, k_TKD, starts_N1)
-        _native().attention_gradients(
+        kernels.native().attention_gradients(
             ctx.chosen, starts_N1.data_ptr(), sizes, ctx.scale, *tensors, torch.get_num_threads()
         )
         return *grads, None, None, None
@@ -122,9 +122,3 @@ def _sizes(q_THD: Tensor, k_TKD: Tensor, starts_N1: Tensor) -> tuple[int, int, i
     assert starts_N1.is_contiguous()
     assert q_THD.shape[1] % k_TKD.shape[1] == 0
     return len(starts_N1) - 1, q_THD.shape[1], k_TKD.shape[1], q_THD.shape[2]
-
-
-def _native() -> Any:
-    from camelid.kernels import _native
-
-    return _native

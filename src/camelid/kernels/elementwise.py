@@ -90,7 +90,7 @@ def softmax_shares(logits_CV: Tensor, *, instruction_set: str | None = None) -> 
     largest_C, totals_C = logits_CV.new_empty(len(logits_CV)), logits_CV.new_empty(len(logits_CV))
     addresses = [x.data_ptr() for x in (logits_CV, largest_C, totals_C)]
     chosen = instruction_set or kernels.instruction_set()
-    _native().softmax_shares(chosen, *addresses, *logits_CV.shape, torch.get_num_threads())
+    kernels.native().softmax_shares(chosen, *addresses, *logits_CV.shape, torch.get_num_threads())
     return totals_C, largest_C + totals_C.log()
 
 
@@ -101,7 +101,7 @@ def _normed(x_TE: Tensor, weight_E: Tensor, eps: float, chosen: str) -> Tensor:
     if not isinstance(x_TE, FakeTensor):
         num_rows, width = x_TE.numel() // x_TE.shape[-1], x_TE.shape[-1]
         addresses = x_TE.data_ptr(), weight_E.data_ptr(), eps, out_TE.data_ptr()
-        _native().rms_norm(chosen, *addresses, num_rows, width, torch.get_num_threads())
+        kernels.native().rms_norm(chosen, *addresses, num_rows, width, torch.get_num_threads())
     return out_TE
 
 
@@ -120,12 +120,12 @@ class _RMSNorm(torch.autograd.Function):
         out_grad_TE = out_grad_TE.contiguous()
         num_rows, width = x_TE.numel() // x_TE.shape[-1], x_TE.shape[-1]
         x_grad_TE = torch.empty_like(x_TE)
-        weight_grads = x_TE.new_empty((-(-num_rows // _native().norm_rows), width))
+        weight_grads = x_TE.new_empty((-(-num_rows // kernels.native().norm_rows), width))
         if isinstance(x_TE, FakeTensor):
             return x_grad_TE, weight_grads.sum(0), None, None
         inputs = x_TE.data_ptr(), weight_E.data_ptr(), ctx.eps
         grads = out_grad_TE.data_ptr(), x_grad_TE.data_ptr(), weight_grads.data_ptr()
-        _native().rms_norm_gradients(ctx.chosen, *inputs, *grads, num_rows, width, torch.get_num_threads())
+        kernels.native().rms_norm_gradients(ctx.chosen, *inputs, *grads, num_rows, width, torch.get_num_threads())
         return x_grad_TE, weight_grads.sum(0), None, None
 
 
@@ -135,7 +135,7 @@ def _gated(gate_TF: Tensor, up_TF: Tensor, chosen: str) -> Tensor:
     out_TF = torch.empty_like(gate_TF)
     if not isinstance(gate_TF, FakeTensor):
         addresses = [x.data_ptr() for x in (gate_TF, up_TF, out_TF)]
-        _native().swiglu(chosen, *addresses, out_TF.numel(), torch.get_num_threads())
+        kernels.native().swiglu(chosen, *addresses, out_TF.numel(), torch.get_num_threads())
     return out_TF
 
 
@@ -156,7 +156,7 @@ class _SwiGLU(torch.autograd.Function):
         if isinstance(gate_TF, FakeTensor):
             return *grads, None
         addresses = [x.data_ptr() for x in (gate_TF, up_TF, out_grad_TF, *grads)]
-        _native().swiglu_gradients(ctx.chosen, *addresses, gate_TF.numel(), torch.get_num_threads())
+        kernels.native().swiglu_gradients(ctx.chosen, *addresses, gate_TF.numel(), torch.get_num_threads())
         return *grads, None
 
 
@@ -180,11 +180,5 @@ def _rotated(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, chosen: str, *, ba
     out_TND = torch.empty_like(x_TND)
     if not isinstance(x_TND, FakeTensor):
         inputs = [x.data_ptr() for x in (x_TND, cos_T1D, sin_T1D)]
-        _native().rotate(chosen, *inputs, back, out_TND.data_ptr(), *x_TND.shape, torch.get_num_threads())
+        kernels.native().rotate(chosen, *inputs, back, out_TND.data_ptr(), *x_TND.shape, torch.get_num_threads())
     return out_TND
-
-
-def _native() -> Any:
-    from camelid.kernels import _native
-
-    return _native

@@ -8,7 +8,7 @@ Shape suffixes: T tokens of all sequences end to end, H query heads, K key/value
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -48,6 +48,29 @@ def layout(sequences: Sequence[tuple[int, int, int, list[int]]], block_size: int
 
 Scales = tuple["Tensor", "Tensor"]
 """Of keys and of values, fp32 [slots, K, 1]: what the numbers of each slot and head are multiplied with."""
+
+
+def store_rows(rows_TKD: Tensor, slots_T: Tensor, to: Tensor) -> None:
+    """Row slots[t] of one layer's fp32 storage becomes row t; without a call of torch, which would wake its threads.
+
+    Args:
+        rows_TKD: for which `stores_natively` holds.
+        slots_T: int64 on the CPU, each below the number of rows in `to`.
+        to: contiguous.
+    """
+    if rows_TKD.stride()[1:] != (rows_TKD.shape[2], 1):
+        rows_TKD = rows_TKD.contiguous()
+    assert to.shape[1:] == rows_TKD.shape[1:]
+    assert to.is_contiguous()
+    rows = (rows_TKD.data_ptr(), rows_TKD.stride(0))
+    kernels.native().store_rows(rows, slots_T.data_ptr(), len(slots_T), to.data_ptr(), to.stride(0))
+
+
+def stores_natively(rows_TKD: Tensor, to: Tensor) -> bool:
+    """Whether `store_rows` takes these."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not kernels.native_available():
+        return False
+    return all(type(x) is torch.Tensor and x.is_cpu and x.dtype == torch.float32 for x in (rows_TKD, to))
 
 
 def paged_attention_runs_on(q_THD: Tensor, keys: Tensor, scales: Scales | None = None) -> bool:
@@ -103,7 +126,7 @@ def paged_attention(
     key_scales, value_scales = (0, 0) if scales is None else (x.data_ptr() for x in scales)
     out_THD = torch.empty(q_THD.shape, dtype=torch.float32, device=q_THD.device)
     sizes = (len(layout.sequences_N4), layout.block_size, num_heads, num_key_heads, head_dim)
-    _native().paged_attention(
+    kernels.native().paged_attention(
         instruction_set or kernels.instruction_set(),
         layout.sequences_N4.data_ptr(),
         layout.tables.data_ptr(),
@@ -117,9 +140,3 @@ def paged_attention(
         torch.get_num_threads(),
     )
     return out_THD
-
-
-def _native() -> Any:
-    from camelid.kernels import _native
-
-    return _native

@@ -25,13 +25,12 @@ def multiplies_natively(*matrices: Tensor) -> bool:
     """Whether products of these go through the kernel: fp32 matrices on a CPU that has it, and no autocast."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or vector_width() is None:
         return False
-    return all(
-        type(x) in (torch.Tensor, torch.nn.Parameter)  # others may have no address
-        and x.ndim == 2
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        for x in matrices
-    )
+    for x in matrices:
+        if type(x) not in (torch.Tensor, torch.nn.Parameter):  # others may have no address
+            return False
+        if x.dtype != torch.float32 or x.ndim != 2 or not x.is_cpu:
+            return False
+    return True
 
 
 def product(
@@ -60,15 +59,11 @@ def product(
             return a_MK @ b_KN
         return out_MN.addmm_(a_MK, b_KN) if add else torch.mm(a_MK, b_KN, out=out_MN)
     if out_MN is None:
-        out_MN = torch.empty(a_MK.shape[0], b_KN.shape[1], dtype=torch.float32, device=a_MK.device)
+        return _product(a_MK, b_KN, instruction_set or kernels.instruction_set())
     assert out_MN.shape == (a_MK.shape[0], b_KN.shape[1])
     assert out_MN.dtype == torch.float32
     assert out_MN.stride(1) == 1
-    a_MK, b_KN = (x if 1 in x.stride() else x.contiguous() for x in (a_MK, b_KN))
-    native, chosen = _native(), instruction_set or kernels.instruction_set()
-    sizes = (a_MK.shape[0], b_KN.shape[1], a_MK.shape[1])
-    factors = [(x.data_ptr(), *x.stride()) for x in (a_MK, b_KN)]
-    native.product(chosen, sizes, *factors, (out_MN.data_ptr(), out_MN.stride(0)), add, torch.get_num_threads())
+    _multiply(a_MK, b_KN, out_MN, add, instruction_set or kernels.instruction_set())
     return out_MN
 
 
@@ -81,11 +76,11 @@ def linear(
     """
     if not multiplies_natively(x_TI, weight_OI) or not x_TI.numel():
         return F.linear(x_TI, weight_OI, bias_O)
+    chosen = instruction_set or kernels.instruction_set()
     if torch.is_grad_enabled():
-        chosen = instruction_set or kernels.instruction_set()
         out_TO = cast("Tensor", cast("Any", _Linear.apply)(x_TI, weight_OI, chosen))
         return out_TO if bias_O is None else out_TO + bias_O
-    out_TO = product(x_TI, weight_OI.T, instruction_set=instruction_set)
+    out_TO = _product(x_TI, weight_OI.t(), chosen)
     return out_TO if bias_O is None else out_TO.add_(bias_O)
 
 
@@ -106,7 +101,20 @@ class _Linear(torch.autograd.Function):
         return x_grad_TI, weight_grad_OI, None
 
 
-def _native() -> Any:
-    from camelid.kernels import _native
+def _product(a_MK: Tensor, b_KN: Tensor, chosen: str | None) -> Tensor:
+    out_MN = torch.empty(a_MK.shape[0], b_KN.shape[1], dtype=torch.float32, device=a_MK.device)
+    _multiply(a_MK, b_KN, out_MN, False, chosen)
+    return out_MN
 
-    return _native
+
+def _multiply(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, add: bool, chosen: str | None) -> None:
+    a_strides, b_strides = a_MK.stride(), b_KN.stride()
+    if 1 not in a_strides:
+        a_MK = a_MK.contiguous()
+        a_strides = a_MK.stride()
+    if 1 not in b_strides:
+        b_KN = b_KN.contiguous()
+        b_strides = b_KN.stride()
+    (rows, depth), columns = a_MK.shape, b_KN.shape[1]
+    a, b, out = (a_MK.data_ptr(), *a_strides), (b_KN.data_ptr(), *b_strides), (out_MN.data_ptr(), out_MN.stride(0))
+    kernels.native().product(chosen, (rows, columns, depth), a, b, out, add, torch.get_num_threads())

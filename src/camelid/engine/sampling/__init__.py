@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from camelid.engine.sampling.draw import draw, uniform
+from camelid.engine.sampling.draw import best_tokens, draw, uniform
 from camelid.engine.sampling.filters import (
     LARGEST,
     apply_temperature,
@@ -60,14 +60,14 @@ def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[int | None]:
         sequences: one per row.
     """
     params = [sequence.params for sequence in sequences]
-    best_B, greedy_B = logits_BV.max(dim=-1)
+    best_B, greedy_B = best_tokens(logits_BV)
     usable = [math.isfinite(best) for best in best_B.tolist()]
     adjusted = [row for row, sequence in enumerate(sequences) if sequence.adjusts_logits and usable[row]]
     if adjusted:
         logits_BV = logits_BV.clone()
         for row in adjusted:
             _adjust(logits_BV[row], sequences[row])
-        best_B, greedy_B = logits_BV.max(dim=-1)
+        best_B, greedy_B = best_tokens(logits_BV)
     tokens: list[int] = greedy_B.tolist()
     if adjusted:
         for row, best in enumerate(best_B.tolist()):

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+GROUP = 128
+"""Tokens of a group in `best_tokens`."""
+
+
 def draw(scores_BV: Tensor, places: Rows[tuple[int, int]]) -> list[int]:
     """A token of each row's softmax: the one with the greatest sum of score and Gumbel noise (Gumbel 1954).
 
@@ -39,6 +43,27 @@ def draw(scores_BV: Tensor, places: Rows[tuple[int, int]]) -> list[int]:
     winners_B1 = (kept_BC + gumbel_noise(places, tokens_BC)).argmax(dim=-1, keepdim=True)
     tokens: list[int] = tokens_BC.expand(len(places), -1).gather(1, winners_B1)[:, 0].tolist()
     return tokens
+
+
+def best_tokens(scores_BV: Tensor) -> tuple[Tensor, Tensor]:
+    """The greatest score of each row, NaN if any is, and the first token that has it.
+
+    The tokens are taken in groups, of which only the best is looked at for the token: finding a place takes torch 14
+    times as long as finding the greatest (16 rows of 32,000 scores, one thread: 435 and 32 µs; in groups 70).
+    """
+    num_groups = scores_BV.shape[1] // GROUP
+    if num_groups < 2 or scores_BV.device.type != "cpu":
+        best_B, token_B = scores_BV.max(dim=-1)
+        return best_B, token_B
+    grouped_BGC = scores_BV[:, : num_groups * GROUP].view(len(scores_BV), num_groups, GROUP)
+    best_B, group_B = grouped_BGC.amax(-1).max(dim=-1)
+    token_B = group_B * GROUP + grouped_BGC[torch.arange(len(scores_BV)), group_B].argmax(-1)
+    if num_groups * GROUP < scores_BV.shape[1]:
+        last_best_B, last_token_B = scores_BV[:, num_groups * GROUP :].max(dim=-1)
+        is_last_B = (last_best_B > best_B) | last_best_B.isnan()
+        best_B = torch.where(is_last_B, last_best_B, best_B)
+        token_B = torch.where(is_last_B, num_groups * GROUP + last_token_B, token_B)
+    return best_B, token_B
 
 
 def gumbel_noise(places: Rows[tuple[int, int]], tokens_BC: Tensor) -> Tensor:

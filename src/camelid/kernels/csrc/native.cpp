@@ -150,6 +150,14 @@ void attention_gradients(const std::string &set, std::uintptr_t starts, const Si
     });
 }
 
+// Row slots[t] of `to` becomes row t of `from`; both have rows of `width` floats.
+void store_rows(const Address &from, std::uintptr_t slots, std::size_t count, std::uintptr_t to, std::size_t width) {
+    const auto *places = reinterpret_cast<const std::int64_t *>(slots);
+    for (std::size_t t = 0; t < count; ++t)
+        std::copy_n(rows_at(from).values + t * from.second, width,
+                    reinterpret_cast<float *>(to) + static_cast<std::size_t>(places[t]) * width);
+}
+
 const PagedAttentionKernels &find_paged_attention(const std::string &set) {
 #ifdef CAMELID_X86
     for (const PagedAttentionKernels *kernels : {&kPagedAttentionAvx512, &kPagedAttentionAvx2})
@@ -309,6 +317,7 @@ NB_MODULE(_native, module) {
     module.def("attention_dim_factors", &camelid::attention_dim_factors);
     module.def("attention", &camelid::attention, nb::call_guard<nb::gil_scoped_release>());
     module.def("attention_gradients", &camelid::attention_gradients, nb::call_guard<nb::gil_scoped_release>());
+    module.def("store_rows", &camelid::store_rows, nb::call_guard<nb::gil_scoped_release>());
     module.def("paged_attention", &camelid::paged_attention, nb::call_guard<nb::gil_scoped_release>());
     module.attr("norm_rows") = camelid::kNormRows;
     module.def("rms_norm", &camelid::rms_norm, nb::call_guard<nb::gil_scoped_release>());
