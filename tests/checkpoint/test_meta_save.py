@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -251,30 +249,6 @@ def test_template_and_generation_settings_are_kept(tmp_path: Path) -> None:
     with closing(open_checkpoint(tmp_path / "meta")) as checkpoint:
         assert checkpoint.chat_template == "{{ 'ä\n' }}"
         assert checkpoint.generation_config == settings
-
-
-@pytest.fixture
-def without_fairscale(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for Meta's model-parallel library on one process: its layers are then the plain ones."""
-
-    class Linear(torch.nn.Linear):
-        def __init__(self, inputs: int, outputs: int, bias: bool = True, **_: Any) -> None:
-            super().__init__(inputs, outputs, bias=bias)
-
-    class Embedding(torch.nn.Embedding):
-        def __init__(self, rows: int, columns: int, **_: Any) -> None:
-            super().__init__(rows, columns)
-
-    parts = {name: ModuleType(name) for name in ("fairscale", "fairscale.nn", "fairscale.nn.model_parallel")}
-    initialize = ModuleType("fairscale.nn.model_parallel.initialize")
-    initialize.get_model_parallel_world_size = lambda: 1  # type: ignore[attr-defined]
-    initialize.get_model_parallel_rank = lambda: 0  # type: ignore[attr-defined]
-    layers = ModuleType("fairscale.nn.model_parallel.layers")
-    layers.ColumnParallelLinear = layers.RowParallelLinear = Linear  # type: ignore[attr-defined]
-    layers.VocabParallelEmbedding = Embedding  # type: ignore[attr-defined]
-    parts["fairscale.nn.model_parallel"].initialize = initialize  # type: ignore[attr-defined]
-    for module in (*parts.values(), initialize, layers):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 @pytest.mark.parametrize("family", ["llama 1", "shared keys", "llama 3.1"])
