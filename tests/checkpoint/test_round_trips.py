@@ -104,10 +104,20 @@ def test_there_and_back(
     assert replace(theirs, **lost) == ours
 
 
-def test_the_refusal_of_opt_says_why(tmp_path: Path) -> None:
-    source = folder_with(tmp_path / "source", OPT, torch.float32)
+@pytest.mark.parametrize("family", sorted(family for family, to in REFUSED if to == "gguf"))
+def test_what_llama_cpp_cannot_read_is_refused_for_that_reason(tmp_path: Path, family: str) -> None:
+    source = folder_with(tmp_path / "source", FAMILIES[family], torch.float32)
     with pytest.raises(ConfigError, match=r"llama\.cpp, whose format it is, has no such architecture"):
         convert(source, tmp_path / "m.gguf", to="gguf", tokenizer=False)
+
+
+@pytest.mark.parametrize("family", sorted(family for family, to in REFUSED if to == "gguf"))
+def test_llama_cpp_has_no_such_architecture(family: str) -> None:
+    gguf = pytest.importorskip("gguf", reason="llama.cpp's own table of architectures is not installed")
+
+    names = {FAMILIES[family].model_type, FAMILIES[family].model_type.replace("_", "-")}
+    assert names.isdisjoint(gguf.MODEL_ARCH_NAMES.values())
+    assert "llama" in gguf.MODEL_ARCH_NAMES.values()
 
 
 def test_the_paths_go_through_every_format() -> None:
