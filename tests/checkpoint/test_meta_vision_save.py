@@ -198,19 +198,19 @@ def test_metas_own_model_computes_the_same_from_what_we_write(
     with closing(open_checkpoint(folder)) as checkpoint:
         ours = load_model(checkpoint)
     assert isinstance(ours, Mllama)
-    ids, arrangement = [128, 5, 77, 90, 3, 41], (1, 3)
+    ids, arrangement = [5, 77, 128, 90, 3, 41], (1, 3)
     pixels = torch.randn(3, 3, 28, 28)
 
     image = torch.zeros(1, 1, 4, 3, 28, 28)
     image[0, 0, :3] = pixels
     seen = theirs.vision_model(image, torch.tensor([[arrangement]]))
     caches = torch.stack([layer.compute_xattn_kv_cache(seen.flatten(1, 3)) for layer in crossing(theirs)])
-    mask = metas_vision._pad_masks([[[0, len(ids)]]], [[3]], len(ids), 4)
+    mask = metas_vision._pad_masks([[[2, len(ids)]]], [[3]], len(ids), 4)
     mask, rows = theirs.text_model._get_xattn_mask(len(ids), "cpu", torch.float32, seen, mask)
     positions = torch.arange(len(ids))
     expected = theirs(positions, torch.tensor([ids]), mask, rows, caches)[0]
 
-    memory = ours.image_memory([ImageTiles(pixels, arrangement)], [0])
+    memory = ours.image_memory([ImageTiles(pixels, arrangement)], [2])
     context = PackedContext([len(ids)], images=[memory])
     logits = ours.logits(ours(torch.tensor(ids), context.positions(), context))
     assert torch.allclose(logits, expected, atol=1e-4, rtol=1e-5)
