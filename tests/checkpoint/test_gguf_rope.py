@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camelid.base.errors import ConfigError
+from camelid.base.errors import CamelidError, ConfigError
 from camelid.checkpoint.gguf_rope import llama3_scaling
 from camelid.model.rope import Llama3Rope, RopeParameters
 
@@ -63,3 +63,20 @@ def test_settings_that_are_not_the_only_ones_are_warned_of() -> None:
 def test_divisors_that_do_not_grow_with_the_wavelength_are_refused(odd: list[float]) -> None:
     with pytest.raises(ConfigError, match="not Llama 3's kind"):
         llama3_scaling(torch.tensor(odd), 500_000.0, 8, RELEASED, "m.gguf")
+
+
+@given(
+    odd=st.lists(st.floats(0.5, float("inf"), width=32), min_size=4, max_size=4),
+    rope_theta=st.floats(1, 1e15, exclude_min=True),
+)
+def test_any_other_divisors_are_read_or_refused(odd: list[float], rope_theta: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            read = llama3_scaling(torch.tensor(odd), rope_theta, 8, RELEASED, "m.gguf")
+        except CamelidError:
+            return
+    kind = {name: value for name, value in (read or {}).items() if name != "rope_type"}
+    same = Llama3Rope(rope_theta=rope_theta, **kind) if kind else RopeParameters(rope_theta=rope_theta)
+    plain = RopeParameters(rope_theta=rope_theta).frequencies(8)
+    assert torch.allclose(plain / same.frequencies(8), torch.tensor(odd), rtol=2e-4, atol=0)

@@ -86,15 +86,16 @@ class _Turns:
         import torch
 
         for low, high, original in scalings:
-            if high < low or original < 1:
+            try:
+                rope = Llama3Rope(
+                    rope_theta=self._rope_theta,
+                    factor=self._factor,
+                    low_freq_factor=low,
+                    high_freq_factor=high,
+                    original_max_position_embeddings=original,
+                )
+            except ConfigError:  # which no model can have
                 continue
-            rope = Llama3Rope(
-                rope_theta=self._rope_theta,
-                factor=self._factor,
-                low_freq_factor=low,
-                high_freq_factor=high,
-                original_max_position_embeddings=original,
-            )
             divisors = self._plain / rope.frequencies(self._head_dim)
             if torch.allclose(divisors, self._divisors, rtol=_TOLERANCE, atol=0):
                 return rope
@@ -102,12 +103,12 @@ class _Turns:
 
     def solved(self) -> Iterator[Scaling]:
         """By the first and the last that are blended, rounded as people write settings and as they are."""
-        if len(self._blended) < 2:
+        if len(self._blended) < 2 or self._blended[0][0] == self._blended[-1][0]:
             return
         (first, upper), (last, lower) = self._blended[0], self._blended[-1]
         slope = (upper - lower) / (1 / first - 1 / last)
         offset = slope / first - upper
-        if offset > 0:
+        if offset > 1e-6:  # or H would be larger than any
             high = 1 + 1 / offset
             rounded = round(high, 2)
             yield (1.0, rounded, round(slope * (rounded - 1)))
