@@ -1,11 +1,11 @@
-"""Peak memory of converting a 70B: the real tensor sizes at 2, 4 and 8 layers, into every format.
+"""Peak memory of converting a 70B: the real tensor sizes at 2, 4 and 8 layers, into every format and back from Meta's.
 
     python benchmarks/convert_memory.py --layers 2 4 8 --folder /tmp
 
 The source is a bfloat16 Hugging Face folder of Llama 3.1 70B's shape with fewer layers. It is sparse: a few random
-pages in each tensor, holes elsewhere, which read as zeros; the target is written in full and deleted. Peak memory is
-the process's VmHWM, which counts mapped pages of files as well as its own, minus that of a process that only imported
-torch.
+pages in each tensor, holes elsewhere, which read as zeros; the target is written in full and deleted. "back" is from
+the eight shards, which it writes first, to a Hugging Face folder. Peak memory is the process's VmHWM, which counts
+mapped pages of files as well as its own, minus that of a process that only imported torch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 TARGETS = {
     "huggingface": ["--to", "huggingface"],
     "meta": ["--to", "meta", "--model-parallel", "8"],
+    "back": ["--to", "huggingface"],
     "gguf": ["--to", "gguf"],
     "q8_0": ["--to", "gguf", "--quantize", "q8_0"],
 }
@@ -82,6 +83,11 @@ def measure(*arguments: str) -> int:
     return int(done.stdout.split()[-1]) * 1024
 
 
+def convert(source: Path, written: Path, target: str) -> int:
+    """Bytes of peak memory."""
+    return measure("convert", str(source), str(written), "--without-tokenizer", *TARGETS[target])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8])
@@ -95,11 +101,14 @@ def main() -> None:
             source = Path(scratch, "source")
             weights = write_sparse(source, num_layers)
             for target in options.targets:
-                written = Path(scratch, "written")
+                written, shards = Path(scratch, "written"), Path(scratch, "shards")
+                if target == "back":
+                    convert(source, shards, "meta")
                 started = time.monotonic()
-                peak = measure("convert", str(source), str(written), "--without-tokenizer", *TARGETS[target])
+                peak = convert(shards if target == "back" else source, written, target)
                 seconds = time.monotonic() - started
-                shutil.rmtree(written) if written.is_dir() else written.unlink()
+                for path in (written, shards):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 print(
                     f"{num_layers} layers, {weights / 1e9:.1f} GB → {target}: "
                     f"peak {(peak - idle) / 1e9:.2f} GB beside torch, {seconds:.0f} s",

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,3 +23,27 @@ def camelid_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("CAMELID_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def without_fairscale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for Meta's model-parallel library on one process: its layers are then the plain ones."""
+
+    class Linear(torch.nn.Linear):
+        def __init__(self, inputs: int, outputs: int, bias: bool = True, **_: Any) -> None:
+            super().__init__(inputs, outputs, bias=bias)
+
+    class Embedding(torch.nn.Embedding):
+        def __init__(self, rows: int, columns: int, **_: Any) -> None:
+            super().__init__(rows, columns)
+
+    parts = {name: ModuleType(name) for name in ("fairscale", "fairscale.nn", "fairscale.nn.model_parallel")}
+    initialize = ModuleType("fairscale.nn.model_parallel.initialize")
+    initialize.get_model_parallel_world_size = lambda: 1  # type: ignore[attr-defined]
+    initialize.get_model_parallel_rank = lambda: 0  # type: ignore[attr-defined]
+    layers = ModuleType("fairscale.nn.model_parallel.layers")
+    layers.ColumnParallelLinear = layers.RowParallelLinear = Linear  # type: ignore[attr-defined]
+    layers.VocabParallelEmbedding = Embedding  # type: ignore[attr-defined]
+    parts["fairscale.nn.model_parallel"].initialize = initialize  # type: ignore[attr-defined]
+    for module in (*parts.values(), initialize, layers):
+        monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -214,16 +213,48 @@ def test_llama_2s_tokenizer_travels_unchanged(tmp_path: Path) -> None:
     assert (tmp_path / "meta" / "tokenizer.model").read_bytes() == LLAMA_2.read_bytes()
 
 
+def as_hugging_face_names_them(name: str, token_id: int) -> str:
+    """Of Llama 3.1's control tokens: Hugging Face's files have two reserved ones that Meta has named since."""
+    reserved = {128_002: 0, 128_003: 1, 128_005: 2, 128_011: 3, **{i: i - 128_008 for i in range(128_012, 128_256)}}
+    return f"<|reserved_special_token_{reserved[token_id]}|>" if token_id in reserved else name
+
+
+def renamed(folder: Path, name: Callable[[str, int], str], extra: Sequence[str] = ()) -> Path:
+    """The tokenizer in the folder with other names for its control tokens, and further ones behind them."""
+    file = folder / "tokenizer.json"
+    definition = json.loads(file.read_text())
+    for token in definition["added_tokens"]:
+        token["content"] = name(token["content"], token["id"])
+    last = definition["added_tokens"][-1]
+    definition["added_tokens"] += [{**last, "id": last["id"] + i, "content": t} for i, t in enumerate(extra, start=1)]
+    file.write_text(json.dumps(definition))
+    return folder
+
+
 @pytest.mark.slow
-def test_llama_3s_tokenizer_travels_unchanged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "extra", "travels"),
+    [
+        (lambda name, _: name, (), True),
+        (as_hugging_face_names_them, (), True),
+        (as_hugging_face_names_them, ("<|image|>",), True),  # Llama 3.2 Vision's
+        (as_hugging_face_names_them, ("<|other|>",), False),
+        (lambda name, i: "<|im_start|>" if i == 128_011 else name, (), False),
+    ],
+)
+def test_llama_3s_tokenizer_travels_unchanged(
+    tmp_path: Path, name: Callable[[str, int], str], extra: tuple[str, ...], travels: bool
+) -> None:
     models = pytest.importorskip("llama_models")
     theirs = Path(models.__file__).parent / "llama3" / "tokenizer.model"
     save_huggingface(tiny(), tmp_path / "hf")
     load_tokenizer(theirs).save(tmp_path / "as json")
+    tokenizer = load_tokenizer(renamed(tmp_path / "as json", name, extra))
 
-    to_meta(tmp_path / "hf", tmp_path / "meta", tokenizer=load_tokenizer(tmp_path / "as json"))
+    folder = to_meta(tmp_path / "hf", tmp_path / "meta", tokenizer=tokenizer)
 
-    assert (tmp_path / "meta" / "tokenizer.model").read_bytes() == theirs.read_bytes()
+    assert (folder / "tokenizer.model").exists() == travels
+    assert not travels or (folder / "tokenizer.model").read_bytes() == theirs.read_bytes()
 
 
 def test_another_tokenizer_is_written_in_its_own_form_with_a_warning(
@@ -251,30 +282,6 @@ def test_template_and_generation_settings_are_kept(tmp_path: Path) -> None:
     with closing(open_checkpoint(tmp_path / "meta")) as checkpoint:
         assert checkpoint.chat_template == "{{ 'ä\n' }}"
         assert checkpoint.generation_config == settings
-
-
-@pytest.fixture
-def without_fairscale(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for Meta's model-parallel library on one process: its layers are then the plain ones."""
-
-    class Linear(torch.nn.Linear):
-        def __init__(self, inputs: int, outputs: int, bias: bool = True, **_: Any) -> None:
-            super().__init__(inputs, outputs, bias=bias)
-
-    class Embedding(torch.nn.Embedding):
-        def __init__(self, rows: int, columns: int, **_: Any) -> None:
-            super().__init__(rows, columns)
-
-    parts = {name: ModuleType(name) for name in ("fairscale", "fairscale.nn", "fairscale.nn.model_parallel")}
-    initialize = ModuleType("fairscale.nn.model_parallel.initialize")
-    initialize.get_model_parallel_world_size = lambda: 1  # type: ignore[attr-defined]
-    initialize.get_model_parallel_rank = lambda: 0  # type: ignore[attr-defined]
-    layers = ModuleType("fairscale.nn.model_parallel.layers")
-    layers.ColumnParallelLinear = layers.RowParallelLinear = Linear  # type: ignore[attr-defined]
-    layers.VocabParallelEmbedding = Embedding  # type: ignore[attr-defined]
-    parts["fairscale.nn.model_parallel"].initialize = initialize  # type: ignore[attr-defined]
-    for module in (*parts.values(), initialize, layers):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 @pytest.mark.parametrize("family", ["llama 1", "shared keys", "llama 3.1"])

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from meta_folder import interleaved
-from mllama_pair import TEXT, VISION
+from tiny_mllama import tiny_mllama
 
 from camelid.base.errors import CamelidError, ConfigError, FormatError
 from camelid.checkpoint import load_model, open_checkpoint
-from camelid.model.mllama import Mllama, MllamaConfig
+from camelid.model.mllama import Mllama
 
 NAMES = [  # of Hugging Face, of Meta, in this order
     (r"^language_model\.model\.embed_tokens", "text_model.tok_embeddings"),
@@ -72,35 +72,7 @@ PARAMS = {
 
 @pytest.fixture(scope="module")
 def model() -> Mllama:
-    text = {**TEXT, "num_hidden_layers": 6, "cross_attention_layers": [1, 4], "max_position_embeddings": 131072}
-    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
-    text["rope_parameters"] = {
-        "rope_type": "llama3",
-        "rope_theta": 500_000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    vision = {**VISION, "num_hidden_layers": 32, "attention_heads": 16}
-    vision |= {"intermediate_layers_indices": [3, 7, 15, 23, 30], "vision_output_dim": 192}
-    model = Mllama.from_config(
-        MllamaConfig.from_hf({"text_config": text, "vision_config": vision} | {"image_token_index": 128})
-    )
-    torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter)
-        if name.endswith(("tile_embedding.weight", "tile_positional_embedding.embedding.weight")):
-            parameter.data = by_arrangement(torch.randn(4, 4, parameter.shape[1] // 4))
-    return model
-
-
-def by_arrangement(table: torch.Tensor) -> torch.Tensor:
-    rows = [torch.zeros(4 * table.shape[2])]
-    for height, width in [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)]:
-        tiles = [table[row, column] for row in range(height) for column in range(width)]
-        rows.append(torch.cat([*tiles, torch.zeros((4 - len(tiles)) * table.shape[2])]))
-    return torch.stack(rows)
+    return tiny_mllama()
 
 
 def by_rows_and_columns(rows: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,16 @@ import pytest
 import torch
 from tiny import tiny_config
 from tiny_llama4 import LLAMA_4
+from tiny_mllama import MLLAMA, tiny_mllama
 
 from camelid.base.errors import ConfigError
 from camelid.checkpoint import convert, open_checkpoint, save_huggingface
 from camelid.checkpoint.conversion import TARGETS
 from camelid.codecs.packed import PackedTensor
 from camelid.model import ARCHITECTURES
+from camelid.model.base import LanguageModel
 from camelid.model.config import ModelConfig
+from camelid.model.mllama_config import MllamaConfig
 from camelid.model.opt_config import OPTConfig
 from camelid.model.rope import Llama3Rope, RopeParameters
 
@@ -35,9 +38,10 @@ FAMILIES: dict[str, ModelConfig] = {
     "llama 3.1": replace(LLAMA, rope_parameters=SCALED, max_position_embeddings=131_072),
     "llama 3.2": replace(LLAMA, rope_parameters=replace(SCALED, factor=32.0), tie_word_embeddings=True),
     "llama 4": replace(LLAMA_4, head_dim=8, num_key_value_heads=4),
+    "llama 3.2 vision": replace(MLLAMA, num_key_value_heads=4),
     "opt": OPT,
 }
-REFUSED = {("opt", "meta"), ("opt", "gguf")}
+REFUSED = {("opt", "meta"), ("opt", "gguf"), ("llama 3.2 vision", "gguf")}
 """Family and format that has no place for it."""
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 PATHS = [
@@ -45,23 +49,26 @@ PATHS = [
     [("gguf", {})],
     [("meta", {})],
     [("meta", {"model_parallel": 2})],
+    [("meta", {"model_parallel": 2}), ("meta", {"model_parallel": 4})],
     [("meta", {"model_parallel": 4}), ("gguf", {}), ("meta", {"model_parallel": 2})],
 ]
 
 
 def folder_with(folder: Path, config: ModelConfig, dtype: torch.dtype) -> Path:
-    architecture = ARCHITECTURES.load(config.model_type)
-    model = architecture.from_config(config)
-    model.initialize(seed=11)
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) / 8)
+    model: LanguageModel
+    if isinstance(config, MllamaConfig):
+        model = tiny_mllama(config)
+    else:
+        model = ARCHITECTURES.load(config.model_type).from_config(config)
+        model.initialize(seed=11)
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) / 8)
     save_huggingface(model.to(dtype), folder)
     return folder
 
 
 def test_every_architecture_is_in_the_table() -> None:
-    text_only = {config.model_type for config in FAMILIES.values()}
-    assert text_only >= set(ARCHITECTURES.names()) - {"mllama", "mllama_text_model"}
+    assert {config.model_type for config in FAMILIES.values()} == set(ARCHITECTURES.names())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -76,7 +83,7 @@ def test_there_and_back(
         if (family, to) in REFUSED:
             with pytest.raises(ConfigError) as caught:
                 convert(at, target, to=to, tokenizer=False, **options)
-            assert "'opt'" in caught.value.what
+            assert f"'{FAMILIES[family].model_type}'" in caught.value.what
             assert not target.exists()
             return
         assert convert(at, target, to=to, tokenizer=False, **options)
@@ -97,10 +104,20 @@ def test_there_and_back(
     assert replace(theirs, **lost) == ours
 
 
-def test_the_refusal_of_opt_says_why(tmp_path: Path) -> None:
-    source = folder_with(tmp_path / "source", OPT, torch.float32)
+@pytest.mark.parametrize("family", sorted(family for family, to in REFUSED if to == "gguf"))
+def test_what_llama_cpp_cannot_read_is_refused_for_that_reason(tmp_path: Path, family: str) -> None:
+    source = folder_with(tmp_path / "source", FAMILIES[family], torch.float32)
     with pytest.raises(ConfigError, match=r"llama\.cpp, whose format it is, has no such architecture"):
         convert(source, tmp_path / "m.gguf", to="gguf", tokenizer=False)
+
+
+@pytest.mark.parametrize("family", sorted(family for family, to in REFUSED if to == "gguf"))
+def test_llama_cpp_has_no_such_architecture(family: str) -> None:
+    gguf = pytest.importorskip("gguf", reason="llama.cpp's own table of architectures is not installed")
+
+    names = {FAMILIES[family].model_type, FAMILIES[family].model_type.replace("_", "-")}
+    assert names.isdisjoint(gguf.MODEL_ARCH_NAMES.values())
+    assert "llama" in gguf.MODEL_ARCH_NAMES.values()
 
 
 def test_the_paths_go_through_every_format() -> None:

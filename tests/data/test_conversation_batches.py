@@ -14,8 +14,9 @@ from byte_tokenizer import ByteTokenizer
 from camelid.base.errors import ChatFormatError, FormatError, RecipeError
 from camelid.data.conversation_batches import ConversationBatches
 from camelid.data.conversations import Conversation
-from camelid.tokenizer.chat import Rendered, chat_format_for
+from camelid.tokenizer.chat import chat_format_for
 from camelid.tokenizer.chat_chatml import ChatMLFormat
+from camelid.tokenizer.chat_format import Rendered
 
 CHAT = chat_format_for(ByteTokenizer(), template=None, name="chatml")
 BASE: dict[str, Any] = {"sequence_length": 160, "batch_size": 2, "seed": 0}

@@ -113,6 +113,7 @@ def make_vision_pair(seed: int = 0) -> VisionPair:
     for name, parameter in theirs.named_parameters():
         centre = 1.0 if name.endswith(("norm.weight", "norm_pre.weight", "norm_post.weight")) else 0.0
         torch.nn.init.normal_(parameter, centre, 0.7 if name.endswith(("gate", "gate_attn", "gate_ffn")) else 0.2)
+    attend_to_what_is_seen(theirs)
     ours = Mllama.from_config(config).eval()
     ours.load_state_dict({hub_name(name): value for name, value in theirs.state_dict().items()}, strict=True)
     return VisionPair(ours, theirs)
@@ -131,6 +132,25 @@ def their_indices(indices: Sequence[int]) -> list[int]:
     states = MllamaVisionEncoder(config, num_layers=3)(torch.zeros(1, 5, VISION["hidden_size"])).hidden_states
     late = len(states) == 3
     return [index - late for index in indices]
+
+
+def attend_to_what_is_seen(theirs: Any) -> None:
+    """Make transformers' model take nothing from images for tokens that see none, as Meta's code does and vLLM.
+
+    By itself it lets them attend to all images, and leaves out the feed-forward part alone.
+    """
+    seeing: list[torch.Tensor] = []
+
+    def remember(_: Any, __: Any, settings: dict[str, Any]) -> None:
+        mask = settings["full_text_row_masked_out_mask"]
+        seeing[:] = [] if mask is None else [mask[:, 0]]
+
+    for layer in theirs.model.language_model.layers:
+        if hasattr(layer, "cross_attn"):
+            layer.register_forward_pre_hook(remember, with_kwargs=True)
+            layer.cross_attn.register_forward_hook(
+                lambda *call: (call[2][0] * seeing[0] if seeing else call[2][0], None)
+            )
 
 
 def hub_name(name: str) -> str:

@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from camelid.base.errors import ChatFormatError, NotFoundError
-from camelid.tokenizer.chat import CHAT_FORMATS, ChatFormat, Rendered, chat_format_for
+from camelid.tokenizer.chat import CHAT_FORMATS, chat_format_for
+from camelid.tokenizer.chat_format import ChatFormat, Rendered
 from camelid.tokenizer.chat_jinja import JinjaFormat
 from camelid.tokenizer.chat_llama2 import TAGS
 

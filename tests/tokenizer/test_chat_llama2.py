@@ -6,7 +6,8 @@ import chat_vocabularies as vocabularies
 import pytest
 
 from camelid.base.errors import ChatFormatError
-from camelid.tokenizer.chat import ChatFormat, chat_format_for
+from camelid.tokenizer.chat import chat_format_for
+from camelid.tokenizer.chat_format import ChatFormat
 
 BOS, EOS = 1, 2
 

@@ -13,7 +13,8 @@ import chat_vocabularies as vocabularies
 import pytest
 
 from camelid.base.errors import ChatFormatError
-from camelid.tokenizer.chat import ChatFormat, chat_format_for
+from camelid.tokenizer.chat import chat_format_for
+from camelid.tokenizer.chat_format import ChatFormat
 
 SYSTEM, USER = "<|start_header_id|>system<|end_header_id|>\n\n", "<|start_header_id|>user<|end_header_id|>\n\n"
 ASSISTANT, IPYTHON = USER.replace("user", "assistant"), USER.replace("user", "ipython")

@@ -87,6 +87,7 @@ def convert(
             from camelid.checkpoint.meta_save import save_meta
 
             written = parse_dtype(dtype) if dtype else None
+            parts["preprocessor_config"] = checkpoint.preprocessor_config
             save_meta(checkpoint, target, model_parallel=model_parallel, dtype=written, **parts)
         else:
             from camelid.checkpoint.save import save_huggingface

@@ -12,7 +12,7 @@ import numpy as np
 
 from camelid.base.errors import ConfigError, FormatError
 from camelid.checkpoint.gguf_names import FLOATS, GGUF_ARCHITECTURES
-from camelid.model.rope import Llama3Rope, RopeParameters
+from camelid.checkpoint.gguf_rope import llama3_scaling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,8 +49,6 @@ SAMPLING: Final = {
 _END_TOKENS: Final = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 _NO_TOKEN: Final = 2**32 - 1
 """How files without a token for a role may say so: −1 in 32 bits (llama.cpp, LLAMA_TOKEN_NULL)."""
-_TOLERANCE: Final = 1e-4
-"""Relative; the divisors are float32 results of a handful of operations."""
 
 
 def architecture_of(header: GGUFHeader, path: Path) -> GGUFArchitecture:
@@ -213,7 +211,10 @@ def _rope_scaling(
     if old_factor := metadata.number("rope.scale_linear"):
         kind, factor = "linear", old_factor
     if kind == "none" or (kind == "linear" and factor == 1):
-        return None if divisors is None else _llama3_scaling(metadata, config, divisors, released)
+        if divisors is None:
+            return None
+        where = f"{metadata.path}, rope_freqs.weight"
+        return llama3_scaling(divisors, config["rope_theta"], config["head_dim"], released, where)
     if divisors is not None or kind not in ("linear", "yarn") or factor is None:
         raise ConfigError(f"the rope scaling '{kind}' is not supported as stored", where=metadata.where("rope.scaling"))
     scaling: dict[str, Any] = {"rope_type": kind, "factor": float(factor)}
@@ -221,48 +222,3 @@ def _rope_scaling(
         original = metadata.number("rope.scaling.original_context_length", required=True)
         scaling["original_max_position_embeddings"] = original
     return scaling
-
-
-def _llama3_scaling(
-    metadata: _Settings, config: Mapping[str, Any], divisors: Tensor, released: Sequence[Scaling]
-) -> dict[str, Any] | None:
-    """The llama3 settings that give exactly these divisors of the frequencies.
-
-    A blended divisor is 1 / ((1 − s)/F + s) with s = (O/w − L)/(H − L): linear in 1/w. Two of them and L = 1 (a common
-    factor of O, L and H cancels) give H and O; with fewer, the releases' values are tried.
-    """
-    import torch
-
-    head_dim, theta = config["head_dim"], config["rope_theta"]
-    plain = RopeParameters(rope_theta=theta).frequencies(head_dim)
-    if divisors.shape != plain.shape or not bool((divisors >= 1).all()):
-        raise FormatError("impossible divisors of rotary frequencies", where=f"{metadata.path}, rope_freqs.weight")
-    if bool((divisors == 1).all()):
-        return None
-    factor = round(float(divisors.max()), 4)
-    candidates = list(released)
-    blended = (divisors > 1 + _TOLERANCE) & (divisors < factor * (1 - _TOLERANCE))
-    if int(blended.sum()) >= 2:
-        inverse_wavelengths = plain[blended].double() / (2 * torch.pi)
-        smooth = (1 / divisors[blended].double() - 1 / factor) / (1 - 1 / factor)
-        slope = float((smooth[0] - smooth[-1]) / (inverse_wavelengths[0] - inverse_wavelengths[-1]))
-        offset = slope * float(inverse_wavelengths[0]) - float(smooth[0])
-        high = round(1 + 1 / offset, 2) if offset > 0 else 0.0
-        candidates.insert(0, (1.0, high, round(slope * (high - 1))))
-    for low, high, original in candidates:
-        if high < low or original < 1:
-            continue
-        rope = Llama3Rope(
-            rope_theta=theta,
-            factor=factor,
-            low_freq_factor=low,
-            high_freq_factor=high,
-            original_max_position_embeddings=original,
-        )
-        if torch.allclose(plain / rope.frequencies(head_dim), divisors, rtol=_TOLERANCE, atol=0):
-            scaling: dict[str, Any] = rope.to_hf()["rope_scaling"]
-            return scaling
-    raise ConfigError(
-        "the file's divisors of rotary frequencies are not Llama 3's kind",
-        where=f"{metadata.path}, rope_freqs.weight",
-    )

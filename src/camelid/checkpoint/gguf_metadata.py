@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from camelid.model.config import ModelConfig
     from camelid.tokenizer import Tokenizer
 
-_REASONS: Final = {"opt": ": llama.cpp, whose format it is, has no such architecture"}
+_NO_READER: Final = ": llama.cpp, whose format it is, has no such architecture"
+_REASONS: Final = {
+    "opt": _NO_READER,
+    "mllama": f"{_NO_READER} and no names for layers that attend to images",
+}
 _END_OF_MESSAGE: Final = "<|eom_id|>"
 """Llama 3.1's token behind a message that waits for a tool; GGUF has a key of its own for it."""
 

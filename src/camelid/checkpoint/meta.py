@@ -72,7 +72,7 @@ class MetaCheckpoint(MetaFolder):
             FormatError: the files contradict each other.
         """
         config = config_from_params(self._params, self._shapes(), self.path / PARAMS)
-        return self._completed(config, LlamaConfig, _STATED, _LEFT_OPEN)
+        return self._completed(config, LlamaConfig, _STATED, LEFT_OPEN)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -185,13 +185,14 @@ _STATED: Final = (
     "rope_parameters",
     "tie_word_embeddings",
 )
-_LEFT_OPEN: Final = (
+LEFT_OPEN: Final = (
     "max_position_embeddings",
     "initializer_range",
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
 )
+"""Settings that `params.json` does not state and a `config.json` beside it may."""
 
 
 def is_rotated(name: str) -> bool:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from camelid.base.errors import FormatError, NotFoundError, TokenizerError
 from camelid.checkpoint.base import Checkpoint
-from camelid.checkpoint.huggingface import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, file_inside, read_json, read_text
+from camelid.checkpoint.huggingface import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENERATION_CONFIG,
+    PREPROCESSOR_CONFIG,
+    file_inside,
+    read_json,
+    read_text,
+)
 from camelid.checkpoint.meta_params import PARAMS
 from camelid.checkpoint.torch_zip import TorchFile
 
@@ -134,9 +142,15 @@ class MetaFolder(Checkpoint):
     @cached_property
     def generation_config(self) -> Mapping[str, Any]:
         """A `generation_config.json` in the folder; Meta's own releases have none."""
-        if not (self.path / GENERATION_CONFIG).exists():
-            return {}
-        return read_json(file_inside(self.path, GENERATION_CONFIG))
+        return self._beside(GENERATION_CONFIG)
+
+    @cached_property
+    def preprocessor_config(self) -> Mapping[str, Any]:
+        """A `preprocessor_config.json` in the folder; Meta's own releases have none."""
+        return self._beside(PREPROCESSOR_CONFIG)
+
+    def _beside(self, name: str) -> Mapping[str, Any]:
+        return read_json(file_inside(self.path, name)) if (self.path / name).exists() else {}
 
     def close(self) -> None:
         """Let go of the shards; tensors already read stay valid."""

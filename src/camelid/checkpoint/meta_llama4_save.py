@@ -8,7 +8,7 @@ from camelid.base.errors import ConfigError
 from camelid.checkpoint.layer_names import split_layer
 from camelid.checkpoint.meta_llama4_layout import GROUPS, Sizes
 from camelid.checkpoint.meta_llama4_params import params_from_config
-from camelid.checkpoint.meta_save import PlannedTensor
+from camelid.checkpoint.meta_plan import PlannedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ def cut_sizes(config: Llama4Config) -> dict[str, int]:
     }
 
 
-def plan(weights: Sequence[Weight], config: Llama4Config, count: int) -> list[PlannedTensor]:
+def plan(weights: Sequence[Weight], config: Llama4Config) -> list[PlannedTensor]:
     """Every tensor of Meta's files, in the model's order.
 
     Raises:

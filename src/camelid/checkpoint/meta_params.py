@@ -129,7 +129,7 @@ def params_from_config(config: LlamaConfig) -> dict[str, Any]:
         raise ConfigError(
             f"Meta's format has no place for this rope scaling: {rope.to_hf()['rope_scaling']}",
             where="rope_scaling",
-            hint="write a Hugging Face folder or a GGUF file",
+            hint="write a Hugging Face folder",
         )
     multiple_of, multiplier = feed_forward_rule(config.hidden_size, config.intermediate_size)
     params: dict[str, Any] = {

@@ -9,10 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-
-import torch
 
 from camelid.base.errors import ConfigError
 from camelid.base.files import atomic_folder, check_free_space
@@ -23,42 +20,25 @@ from camelid.checkpoint.lineage import write_lineage
 from camelid.checkpoint.meta import NAMES, is_rotated, pairs
 from camelid.checkpoint.meta_folder import MOST_SHARDS, TOKENIZER
 from camelid.checkpoint.meta_params import LLAMA_3_VOCABULARY, PARAMS, params_from_config
-from camelid.checkpoint.save import SPACE_FOR_THE_REST, check_replaceable, write_companions, write_json
+from camelid.checkpoint.meta_plan import PlannedTensor, parts
+from camelid.checkpoint.save import SPACE_FOR_THE_REST, check_replaceable, image_reader_of, write_companions, write_json
 from camelid.checkpoint.torch_zip import writing_torch_file
 from camelid.checkpoint.weights import main_dtype, weights_of_checkpoint
 from camelid.model.llama4_config import Llama4Config
 from camelid.model.llama_config import LlamaConfig
+from camelid.model.mllama_config import MllamaConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import torch
     from torch import Tensor
 
     from camelid.base.progress import Progress
     from camelid.checkpoint.base import Checkpoint
     from camelid.checkpoint.weights import Weight
     from camelid.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """A tensor of Meta's files and what it is made of."""
-
-    name: str
-    sources: tuple[Weight, ...]
-    cut: Callable[[Sequence[Tensor], int], Iterable[Tensor]]
-    """(the sources, number of shards) → every shard's part."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of every part."""
-        return self.sources[0].dtype
-
-    def part_shape(self, count: int) -> tuple[int, ...]:
-        """Of a shard's part: what cutting gives of tensors that have a shape and no contents."""
-        empty = [torch.empty(weight.shape, device="meta") for weight in self.sources]
-        return tuple(next(iter(self.cut(empty, count))).shape)
 
 
 _META_NAMES: Final = {theirs: (ours, axis) for ours, (theirs, axis) in NAMES.items()}
@@ -76,6 +56,7 @@ def save_meta(
     tokenizer: Tokenizer | None = None,
     chat_template: str | None = None,
     generation_config: Mapping[str, Any] | None = None,
+    preprocessor_config: Mapping[str, Any] | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a folder that Meta's reference code and camelid read; it appears only once it is complete.
@@ -92,6 +73,7 @@ def save_meta(
         tokenizer: written as `tokenizer.model`; one that has no such form as `tokenizer.json`, with a warning.
         chat_template: the Jinja template; Meta's code has its own, camelid reads this one.
         generation_config: the contents of `generation_config.json`, for camelid as well.
+        preprocessor_config: the contents of `preprocessor_config.json`, likewise, of a model that reads images.
         lineage: facts for `lineage.json` beside the version and the files' hashes.
 
     Raises:
@@ -105,10 +87,15 @@ def save_meta(
         from camelid.checkpoint import meta_llama4_save as llama4
 
         params, sizes = llama4.params_from_config(config), llama4.cut_sizes(config)
-        plan = llama4.plan(weights, config, model_parallel)
+        plan = llama4.plan(weights, config)
+    elif isinstance(config, MllamaConfig):
+        from camelid.checkpoint import meta_vision_save as vision
+
+        params, sizes = vision.params_from_config(config), vision.cut_sizes(config)
+        plan = vision.plan(weights, config)
     elif isinstance(config, LlamaConfig):
         params, sizes = params_from_config(config), _cut_sizes(config)
-        plan = _plan(weights, config, model_parallel)
+        plan = _plan(weights, config)
     else:
         raise ConfigError(
             f"Meta's format has no place for the architecture '{config.model_type}'",
@@ -116,8 +103,9 @@ def save_meta(
             hint="write a Hugging Face folder",
         )
     _check_divisible(sizes, model_parallel)
+    image_reader = image_reader_of(config, preprocessor_config)
     check_replaceable(folder)
-    total = sum(weight.num_bytes for tensor in plan for weight in tensor.sources)
+    total = sum(tensor.num_bytes(model_parallel) for tensor in plan)
     check_free_space(folder, total + SPACE_FOR_THE_REST)
     with atomic_folder(folder) as new:
         with progress("writing the weights", total) as shown:
@@ -126,7 +114,7 @@ def save_meta(
         write_json(new / CONFIG, config.to_hf() | {"torch_dtype": main_dtype(weights)})
         if tokenizer is not None:
             _save_tokenizer(tokenizer, new)
-        write_companions(new, chat_template, generation_config)
+        write_companions(new, chat_template, generation_config, image_reader)
         write_lineage(new, lineage)
 
 
@@ -153,7 +141,7 @@ def _check_divisible(sizes: Mapping[str, int], model_parallel: int) -> None:
             )
 
 
-def _plan(weights: Sequence[Weight], config: LlamaConfig, count: int) -> list[PlannedTensor]:
+def _plan(weights: Sequence[Weight], config: LlamaConfig) -> list[PlannedTensor]:
     plan = []
     for weight in weights:
         pattern, layer = split_layer(weight.name.removesuffix(".weight"))
@@ -166,9 +154,9 @@ def _plan(weights: Sequence[Weight], config: LlamaConfig, count: int) -> list[Pl
 
 
 def _planned(name: str, weight: Weight, axis: int | None, config: LlamaConfig) -> PlannedTensor:
-    def cut(tensors: Sequence[Tensor], count: int) -> Iterator[Tensor]:
+    def cut(tensors: Sequence[Tensor], count: int) -> Sequence[Tensor]:
         tensor = pairs(tensors[0], config.head_dim) if is_rotated(weight.name) else tensors[0]
-        yield from [tensor] * count if axis is None else tensor.chunk(count, dim=axis)
+        return parts(tensor, axis, count)
 
     return PlannedTensor(name, (weight,), cut)
 
@@ -186,7 +174,7 @@ def _write_shards(folder: Path, plan: Sequence[PlannedTensor], count: int, shown
                 add(part)
             for weight in tensor.sources:
                 weight.release()
-                shown.advance(weight.num_bytes)
+            shown.advance(tensor.num_bytes(count))
 
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

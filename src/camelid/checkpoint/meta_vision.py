@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from camelid.base.errors import ConfigError, FormatError
 from camelid.checkpoint.base import TensorInfo
+from camelid.checkpoint.huggingface import CONFIG, file_inside, read_json
 from camelid.checkpoint.layer_names import split_layer
-from camelid.checkpoint.meta import NAMES, MetaCheckpoint, halves
+from camelid.checkpoint.meta import LEFT_OPEN, NAMES, MetaCheckpoint, halves, is_rotated
 from camelid.checkpoint.meta_params import PARAMS, Shapes, config_from_params
 from camelid.model.mllama_config import EXTRA_EMBEDDINGS, MllamaConfig, MllamaVisionConfig
 
@@ -31,8 +33,9 @@ MOST_TILES: Final = "vision_max_num_chunks"
 ENCODER_HEADS: Final = 16
 """Of the image encoder; no file states them."""
 
-_CROSS_LAYERS: Final = "text_model.cross_attention_layers."
-_CROSS: Final = f"{_CROSS_LAYERS}{{layer}}."
+TEXT: Final = "language_model."
+CROSS_LAYERS: Final = "text_model.cross_attention_layers."
+_CROSS: Final = f"{CROSS_LAYERS}{{layer}}."
 _CROSSING: Final = "language_model.model.layers.{layer}."
 _ENCODER: Final = "vision_model.vision_encoder."
 
@@ -112,11 +115,25 @@ class MetaVisionCheckpoint(MetaCheckpoint):
     def config(self) -> Mapping[str, Any]:
         """What `params.json` and the tensors say; how the encoder is put together beyond that is the release's.
 
+        A `config.json` beside them adds what they leave open.
+
         Raises:
             ConfigError: a size that no such model can have.
             FormatError: the files contradict each other.
         """
-        return self._shape.to_hf()
+        if not (self.path / CONFIG).exists():
+            return self._shape.to_hf()
+        beside = MllamaConfig.from_hf(read_json(file_inside(self.path, CONFIG)))
+        vision = replace(self._shape.vision, initializer_range=beside.vision.initializer_range)
+        left_open = {name: getattr(beside, name) for name in LEFT_OPEN}
+        config = replace(self._shape, vision=vision, **left_open)
+        for field in fields(config):
+            here, there = getattr(config, field.name), getattr(beside, field.name)
+            if field.name != "dtype" and here != there:
+                raise FormatError(
+                    f"{CONFIG} and {PARAMS} disagree on {field.name}: {there} and {here}", where=self.path
+                )
+        return config.to_hf()
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -130,10 +147,10 @@ class MetaVisionCheckpoint(MetaCheckpoint):
         tensor = self._joined(name)
         if name == EMBEDDING:
             return torch.cat((tensor, self._joined(EXTRA)))
-        if name.startswith("language_model.") and name.endswith(("self_attn.q_proj.weight", "self_attn.k_proj.weight")):
+        if name.startswith(TEXT) and is_rotated(name.removeprefix(TEXT)):
             return halves(tensor, self._shape.head_dim)
         if name.endswith(TABLES):
-            return _by_arrangement(tensor, self._shape.vision.arrangements)
+            return by_arrangement(tensor, self._shape.vision.arrangements)
         return tensor.reshape(self.tensors[name].shape)
 
     def release(self, name: str) -> None:
@@ -244,15 +261,14 @@ class MetaVisionCheckpoint(MetaCheckpoint):
             pattern, layer = split_layer(name)
             stem, leaf = re.fullmatch(r"(.*?)(\.weight|\.bias)?", pattern, re.DOTALL).groups()  # type: ignore[union-attr]
             known, number = VISION_NAMES.get(stem), int(layer[:6] or 0)
-            numbers = crossed if name.startswith(_CROSS_LAYERS) else plain
+            numbers = crossed if name.startswith(CROSS_LAYERS) else plain
             if name.startswith("text_model.") and layer:
                 number = numbers[number] if number < len(numbers) else -1
             if known is None or number < 0:
                 raise FormatError(f"the tensor {name[:200]!r} has no place in a Llama 3.2 Vision", where=self.path)
-            axis = known[1] if leaf != ".bias" or known[1] == 0 else None
             renamed = known[0].format(layer=number) + (leaf or "")
             self._check_parts(name)
-            sources[renamed] = (name, axis)
+            sources[renamed] = (name, split_axis(known[1], leaf or ""))
         needed = (EMBEDDING, EXTRA, PATCHES, *_FIRST_OF_A_LAYER)
         for name in needed:
             if name not in sources or len(first[sources[name][0]].shape) != 2:
@@ -273,15 +289,31 @@ _FIRST_OF_A_LAYER: Final = (
 
 
 def crossing_layers(num_layers: int, num_crossing: int) -> tuple[int, ...]:
-    """Where the layers that attend to images stand among all: before every so many-th of the others."""
+    """Where the layers that attend to images stand among all: before every so many-th of the others, from the last."""
     step = -(-num_layers // num_crossing)
-    return tuple(range(step - 1, num_layers + num_crossing, step + 1))
+    followed = list(range(num_layers - 1, -1, -step))[:num_crossing]
+    return tuple(layer + before for before, layer in enumerate(reversed(followed)))
 
 
-def _by_arrangement(table: Tensor, arrangements: tuple[tuple[int, int], ...]) -> Tensor:
+def split_axis(axis: int | None, leaf: str) -> int | None:
+    """The dimension that shards split of a weight or its bias, which goes with the weight's rows."""
+    return axis if leaf != ".bias" or axis == 0 else None
+
+
+def by_arrangement(table: Tensor, arrangements: tuple[tuple[int, int], ...]) -> Tensor:
     """[rows, columns, tokens, width] → a row per arrangement, its tiles one after the other; row 0 is nobody's."""
     most, width = table.shape[0], math.prod(table.shape[2:])
     rows = table.new_zeros(len(arrangements) + 1, most, width)
     for number, (height, columns) in enumerate(arrangements, start=1):
         rows[number, : height * columns] = table[:height, :columns].reshape(height * columns, width)
     return rows.flatten(1)
+
+
+def by_place(rows: Tensor, vision: MllamaVisionConfig) -> Tensor:
+    """The inverse of `by_arrangement`; 0 at places that are in no arrangement."""
+    most = vision.max_num_tiles
+    tiles = rows.view(len(rows), most, -1, vision.hidden_size)
+    table = rows.new_zeros(most, most, *tiles.shape[2:])
+    for number, (height, columns) in enumerate(vision.arrangements, start=1):
+        table[:height, :columns] = tiles[number, : height * columns].view(height, columns, *tiles.shape[2:])
+    return table

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from camelid.checkpoint.weights import Weight
     from camelid.model.base import LanguageModel
     from camelid.model.config import ModelConfig
+    from camelid.model.image_reader import ImageReader
     from camelid.tokenizer import Tokenizer
 
 METADATA = {"format": "pt"}
@@ -83,8 +84,7 @@ def save_huggingface(
         config, weights = weights_of_checkpoint(source, dtype)
     else:
         config, weights = source.config, weights_of_model(source, dtype)
-    reader_class = ARCHITECTURES.load(config.model_type).image_reader_class
-    image_reader = None if reader_class is None else reader_class.from_hf(preprocessor_config or {}, config)
+    image_reader = image_reader_of(config, preprocessor_config)
     total = sum(weight.num_bytes for weight in weights)
     check_replaceable(folder)
     check_free_space(folder, total + SPACE_FOR_THE_REST)
@@ -93,18 +93,33 @@ def save_huggingface(
         _write_weights(new, _shards(weights, max_shard_bytes), total)
         if tokenizer is not None:
             tokenizer.save(new)
-        write_companions(new, chat_template, generation_config)
-        if image_reader is not None:
-            write_json(new / PREPROCESSOR_CONFIG, image_reader.to_hf())
+        write_companions(new, chat_template, generation_config, image_reader)
         write_lineage(new, lineage)
 
 
-def write_companions(folder: Path, chat_template: str | None, generation_config: Mapping[str, Any] | None) -> None:
-    """Write `chat_template.jinja` and `generation_config.json`, each if there is something to write."""
+def image_reader_of(config: ModelConfig, settings: Mapping[str, Any] | None) -> ImageReader | None:
+    """What a `preprocessor_config.json` says, or the defaults without one; None: the model reads no images.
+
+    Raises:
+        ConfigError: settings that cannot be honoured, or that do not fit the model.
+    """
+    reader_class = ARCHITECTURES.load(config.model_type).image_reader_class
+    return None if reader_class is None else reader_class.from_hf(settings or {}, config)
+
+
+def write_companions(
+    folder: Path,
+    chat_template: str | None,
+    generation_config: Mapping[str, Any] | None,
+    image_reader: ImageReader | None,
+) -> None:
+    """Write `chat_template.jinja`, `generation_config.json` and `preprocessor_config.json`, each if there is one."""
     if chat_template is not None:
         (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8", newline="")
     if generation_config:
         write_json(folder / GENERATION_CONFIG, generation_config)
+    if image_reader is not None:
+        write_json(folder / PREPROCESSOR_CONFIG, image_reader.to_hf())
 
 
 def _shards(weights: Sequence[Weight], max_bytes: int) -> list[list[Weight]]:

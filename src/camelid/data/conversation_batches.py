@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from camelid.data.batch import Batch
     from camelid.data.conversations import Conversation
-    from camelid.tokenizer.chat import ChatFormat
+    from camelid.tokenizer.chat_format import ChatFormat
 
 WINDOW: Final = 8192
 """Conversations that are packed together: enough to fill rows well, and few enough to mix short rows with long ones."""

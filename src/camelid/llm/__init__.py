@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from camelid.model.image_memory import PromptImage
     from camelid.model.image_reader import ImageReader
     from camelid.tokenizer import Tokenizer
-    from camelid.tokenizer.chat import ChatFormat
+    from camelid.tokenizer.chat_format import ChatFormat
 
 __all__ = ["LLM", "Chunk", "Generation", "Message", "Prompt", "check_tokenizer_fits", "load", "sampling_params"]
 

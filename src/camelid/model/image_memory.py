@@ -1,27 +1,27 @@
 """The images of a sequence as its cross-attention layers read them, and who reads which.
 
 A token attends to the images that came last at or before it; images whose tokens stand next to one another count as
-one. Tokens before the first image see none: they attend to all images unmasked, padding included, and the layer that
-asked drops what it would have made of that (llama-models, models/llama3/multimodal/model.py; transformers, mllama).
+one. Tokens before the first image see none, and a layer that attends to images leaves them as they are (llama-models,
+models/llama3/multimodal/model.py; transformers lets them attend to everything: see docs/decisions/0014).
 
 Keys and values are computed once, when a sequence is admitted, and belong to the sequence like its cache.
 
-Shape suffixes: T tokens of all sequences end to end, R those of them whose sequence has images, S tokens of one
-sequence, L keys of all images of one sequence, H query heads, K key/value heads, D head dimension.
+Shape suffixes: T tokens of all sequences end to end, R those of them that see images, S tokens of one stretch, L keys
+of all images of one sequence, H query heads, K key/value heads, D head dimension.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -62,47 +62,43 @@ class ImageMemory:
 
 
 def image_reads(spans: Sequence[range], memories: Sequence[ImageMemory | None] | None) -> ImageReads | None:
-    """How the tokens of one forward pass attend to their images; None if no sequence has any.
+    """How the tokens of one forward pass attend to their images; None if none of them sees any.
 
     Args:
         spans: for each sequence the positions of its tokens.
         memories: for each sequence its images; None where it has none, and instead of the list where nobody has.
     """
-    if memories is None or all(memory is None for memory in memories):
+    if memories is None:
         return None
-    return ImageReads(list(zip(spans, memories, strict=True)))
+    starts = accumulate((len(span) for span in spans), initial=0)
+    stretches = [
+        stretch
+        for span, memory, first in zip(spans, memories, starts, strict=False)
+        if memory is not None
+        for stretch in _stretches(span, memory, first)
+    ]
+    return ImageReads(stretches, sum(map(len, spans))) if stretches else None
 
 
 class ImageReads:
     """Attention of one forward pass to images. Which token reads what is worked out once, for all layers."""
 
-    def __init__(self, sequences: Sequence[tuple[range, ImageMemory | None]]) -> None:
-        rows: list[int] = []
-        seeing: list[bool] = []
-        self._stretches: list[_Stretch] = []
-        start = 0
-        device = next(memory.keys[0].device for _, memory in sequences if memory is not None)
-        for span, memory in sequences:
-            if memory is not None:
-                for stretch in _stretches(span, memory, first_row=len(rows)):
-                    self._stretches.append(stretch)
-                    seeing += [stretch.sees] * len(range(stretch.rows.start, stretch.rows.stop))
-                rows += range(start, start + len(span))
-            start += len(span)
-        self._rows_R = None if len(rows) == start else torch.tensor(rows, device=device)
-        self.seeing_R1 = torch.tensor(seeing, device=device)[:, None]
-        """Whether each token sees an image."""
+    def __init__(self, stretches: Sequence[_Stretch], num_tokens: int) -> None:
+        self._stretches = stretches
+        rows = [row for stretch in stretches for row in stretch.tokens]
+        device = stretches[0].memory.keys[0].device
+        self._rows_R = None if len(rows) == num_tokens else torch.tensor(rows, device=device)
 
     def take(self, x_TE: Tensor) -> Tensor:
-        """The tokens whose sequence has images: [R, E]."""
+        """The tokens that see images: [R, E]."""
         return x_TE if self._rows_R is None else x_TE[self._rows_R]
 
     def put(self, x_TE: Tensor, y_RE: Tensor) -> Tensor:
-        """All tokens [T, E], those whose sequence has images replaced."""
+        """All tokens [T, E], those that see images replaced."""
         return y_RE if self._rows_R is None else x_TE.index_copy(0, self._rows_R, y_RE)
 
     def attend(self, layer: int, q_RHD: Tensor, *, scale: float) -> Tensor:
-        """Attention to the images that each token sees, or to everything where it sees none.
+        """Attention to the images that each token sees.
 
         Args:
             layer: index of the calling layer among those that attend to images.
@@ -112,7 +108,8 @@ class ImageReads:
         Returns:
             The attended values, shaped and typed like `q_RHD`.
         """
-        parts = [stretch.attend(layer, q_RHD[stretch.rows], scale) for stretch in self._stretches]
+        queries = torch.split(q_RHD, [len(stretch.tokens) for stretch in self._stretches])
+        parts = [stretch.attend(layer, q_SHD, scale) for stretch, q_SHD in zip(self._stretches, queries, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -120,9 +117,9 @@ class ImageReads:
 class _Stretch:
     """Consecutive tokens of one sequence that see the same images."""
 
-    rows: slice
+    tokens: range
+    """Among those of all sequences."""
     memory: ImageMemory
-    sees: bool
     keys: slice
     mask_1L: Tensor | None
     """Which of these keys count; None: all."""
@@ -140,21 +137,17 @@ class _Stretch:
         return out_HSD.transpose(0, 1)
 
 
-def _stretches(span: range, memory: ImageMemory, first_row: int) -> list[_Stretch]:
+def _stretches(span: range, memory: ImageMemory, first: int) -> Iterator[_Stretch]:
+    """Of the tokens of a sequence at positions `span`, which begin at `first` among all, those that see images."""
     bounds = [span.start, *(p for p in memory.positions if span.start < p < span.stop), span.stop]
-    stretches = []
     for start, stop in pairwise(bounds):
-        rows = slice(first_row + start - span.start, first_row + stop - span.start)
-        seen = memory.seen_from(start)
-        keys, mask_1L = _visible_keys(memory, seen)
-        stretches.append(_Stretch(rows, memory, len(seen) > 0, keys, mask_1L))
-    return stretches
+        if seen := memory.seen_from(start):
+            tokens = range(first + start - span.start, first + stop - span.start)
+            yield _Stretch(tokens, memory, *_visible_keys(memory, seen))
 
 
 def _visible_keys(memory: ImageMemory, seen: range) -> tuple[slice, Tensor | None]:
-    """Of the keys of these images, all but the padding; of all images everything, where none is seen."""
-    if not seen:
-        return slice(None), None
+    """Of the keys of these images all but the padding, which may lie between them and is masked there."""
     stride = memory.num_keys_per_image
     start, stop = seen.start * stride, (seen.stop - 1) * stride + memory.lengths[seen.stop - 1]
     if all(memory.lengths[image] == stride for image in seen[:-1]):

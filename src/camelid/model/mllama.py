@@ -75,7 +75,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """h = x + tanh(g) · attention(norm(x)); y = h + tanh(g') · feed_forward(norm(h)), or h where no image is seen."""
+    """h = x + tanh(g) · attention(norm(x)); y = h + tanh(g') · feed_forward(norm(h)), or x where no image is seen."""
 
     def __init__(self, config: MllamaConfig, number: int) -> None:
         super().__init__()
@@ -87,11 +87,11 @@ class CrossAttentionBlock(nn.Module):
         self.cross_attn_mlp_gate = nn.Parameter(torch.empty(1))
 
     def forward(self, x_TE: Tensor, images: ImageReads) -> Tensor:
-        """[T, E] → [T, E]; tokens of sequences without images stay as they are."""
+        """[T, E] → [T, E]; tokens that see no image stay as they are."""
         x_RE = images.take(x_TE)
         attended_RE = self.cross_attn(self.input_layernorm(x_RE), images)
         h_RE = x_RE + self.cross_attn_attn_gate.tanh() * attended_RE
-        fed_RE = self.mlp(self.post_attention_layernorm(h_RE)) * images.seeing_R1
+        fed_RE = self.mlp(self.post_attention_layernorm(h_RE))
         return images.put(x_TE, h_RE + self.cross_attn_mlp_gate.tanh() * fed_RE)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from camelid.data.conversation_batches import ConversationBatches
     from camelid.data.conversations import Conversation
-    from camelid.tokenizer.chat import ChatFormat
+    from camelid.tokenizer.chat_format import ChatFormat
     from camelid.train.trainer import TrainResult
 
 

@@ -43,6 +43,14 @@ def unspell(token: str) -> bytes:
     return codecs.charmap_encode(token, "strict", _BYTE_OF_CHARACTER)[0]
 
 
+def spelled_bytes(token: str) -> bytes:
+    """The bytes of a token in the byte alphabet; of any other text, its UTF-8."""
+    try:
+        return unspell(token)
+    except UnicodeEncodeError:
+        return token.encode()
+
+
 @dataclass(frozen=True)
 class BytePairModel:
     """Everything that decides a byte-level BPE's ids."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from camelid.base.errors import ChatFormatError
-from camelid.tokenizer.chat import NativeFormat
+from camelid.tokenizer.chat_format import NativeFormat
 from camelid.tokenizer.chat_spans import Span
 
 if TYPE_CHECKING:

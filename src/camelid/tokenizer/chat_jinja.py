@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from camelid.base.errors import ChatFormatError, did_you_mean
-from camelid.tokenizer.chat import ChatFormat, Rendered, image_sources
+from camelid.tokenizer.chat_format import ChatFormat, Rendered, image_sources
 from camelid.tokenizer.chat_images import IMAGE_TOKEN
 from camelid.tokenizer.chat_messages import check_messages, check_tools, plain_json
 from camelid.tokenizer.chat_spans import (

@@ -12,7 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from camelid.base.errors import ChatFormatError
-from camelid.tokenizer.chat import NativeFormat
+from camelid.tokenizer.chat_format import NativeFormat
 from camelid.tokenizer.chat_images import IMAGE_TOKEN, Image
 from camelid.tokenizer.chat_spans import Span
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from camelid.base.errors import TokenizerError
 from camelid.tokenizer.added_tokens import AddedToken
-from camelid.tokenizer.byte_pairs import BytePairModel, unspell
+from camelid.tokenizer.byte_pairs import BytePairModel, spelled_bytes, unspell
 from camelid.tokenizer.huggingface import special_tokens
 from camelid.tokenizer.merge_proof import rank_order
 from camelid.tokenizer.split_patterns import COMPLETE, read_cuts
@@ -100,14 +100,6 @@ def on_library(text: str, special: SpecialTokens, where: object) -> Tokenizer:
     from camelid.tokenizer.library import LibraryTokenizer
 
     return LibraryTokenizer(text, special, where)
-
-
-def spelled_bytes(token: str) -> bytes:
-    """The bytes of a token in the byte alphabet; of any other text, its UTF-8."""
-    try:
-        return unspell(token)
-    except UnicodeEncodeError:
-        return token.encode()
 
 
 def _added_tokens(definition: Mapping[str, Any]) -> list[AddedToken]:

@@ -12,7 +12,7 @@ import tokenizers
 
 from camelid.base.errors import TokenizerError
 from camelid.tokenizer.base import StreamDecoder, Tokenizer, scalar_text
-from camelid.tokenizer.hf_json import spelled_bytes
+from camelid.tokenizer.byte_pairs import spelled_bytes
 from camelid.tokenizer.huggingface import save_files
 
 if TYPE_CHECKING:

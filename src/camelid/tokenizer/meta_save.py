@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from camelid.tokenizer.byte_pairs import unspell
+from camelid.tokenizer.chat_images import IMAGE_TOKEN
 from camelid.tokenizer.meta import LLAMA3, LLAMA3_1, LLAMA4
 from camelid.tokenizer.spm import SentencePieceTokenizer
 from camelid.tokenizer.tiktoken_bpe import TiktokenBPE
@@ -47,7 +48,16 @@ def _tokens_by_rank(tokenizer: TiktokenBPE) -> list[bytes]:
 
 
 def _has_control_tokens(special: SpecialTokens, release: Release, first: int) -> bool:
-    """Whether every control token with a name of its own is where the release has it."""
+    """Whether there are as many as the release has, and each with a name of its own is where the release has it.
+
+    Hugging Face's files call some of them reserved that the release names, and Llama 3.2 Vision's have the image token
+    behind the vocabulary, where the model takes it to be; Meta's code puts it there by itself.
+    """
+    held = dict(special.ids)
+    last = first + release.num_special
+    if held.get(IMAGE_TOKEN) == last:
+        del held[IMAGE_TOKEN]
     expected = {name: first + i for i, name in enumerate(release.names) if "reserved" not in name}
-    held = {name: token_id for name, token_id in special.ids.items() if "reserved" not in name}
-    return held == expected
+    named = {name: token_id for name, token_id in held.items() if "reserved" not in name}
+    complete = set(held.values()) == set(range(first, last)) and {release.bos, release.eos} <= named.keys()
+    return complete and named.items() <= expected.items()
