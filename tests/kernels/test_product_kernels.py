@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from camelid.kernels import instruction_sets
 from camelid.kernels.attention import vector_widths
 from camelid.kernels.product import linear, multiplies_natively, product
-from camelid.model.linear import Linear
+from camelid.model.linear import Linear, gated, project, project_gated
 
 SETS = list(vector_widths())
 
@@ -147,3 +147,41 @@ def test_other_matrices_take_torchs_way() -> None:
 def test_empty_matrices_have_empty_products(shape: tuple[int, int, int]) -> None:
     rows, columns, depth = shape
     assert torch.equal(product(torch.empty(rows, depth), torch.empty(depth, columns)), torch.zeros(rows, columns))
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 9, 17, 130])
+def test_projections_of_one_input_have_the_bits_that_each_has_alone(num_rows: int) -> None:
+    layers, x = [Linear(96, 48, bias=True), Linear(96, 50), Linear(96, 16)], random(num_rows, 96)
+    for layer in layers:
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter)
+
+    with torch.no_grad():
+        outs = project(x, *layers)
+        assert all(torch.equal(out, layer(x)) for out, layer in zip(outs, layers, strict=True))
+    trained = project(x, *layers)
+    assert all(torch.equal(one, other) for one, other in zip(outs, trained, strict=True))
+    assert all(out.requires_grad for out in trained)
+
+
+@pytest.mark.parametrize("width", [96, 50])
+@pytest.mark.parametrize("num_rows", [0, 1, 9, 17, 130])
+def test_a_gated_projection_has_the_bits_of_its_parts(num_rows: int, width: int) -> None:
+    gate, up, x = Linear(64, width), Linear(64, width), random(num_rows, 64)
+    for layer in (gate, up):
+        torch.nn.init.normal_(layer.weight)
+
+    with torch.no_grad():
+        assert torch.equal(project_gated(x, gate, up), gated(gate(x), up(x)))
+
+
+def test_hooks_of_projections_are_called() -> None:
+    layers, x = [Linear(64, 32), Linear(64, 32)], random(3, 64)
+    for layer in layers:
+        torch.nn.init.normal_(layer.weight)
+    layers[1].register_forward_hook(lambda _, __, out: out + 1)
+
+    with torch.no_grad():
+        _, second = project(x, *layers)
+        assert torch.equal(second, linear(x, layers[1].weight) + 1)
+        assert torch.equal(project_gated(x, *layers), gated(layers[0](x), layers[1](x)))

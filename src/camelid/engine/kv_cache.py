@@ -84,8 +84,7 @@ class PagedKVCache:
             keys[slots] = k_TKD
             values[slots] = v_TKD
         elif stores_natively(k_TKD, keys):
-            store_rows(k_TKD, slots, keys)
-            store_rows(v_TKD, slots, values)
+            store_rows(k_TKD, v_TKD, slots, keys, values)
         else:
             keys.index_copy_(0, slots, k_TKD)
             values.index_copy_(0, slots, v_TKD)

@@ -49,7 +49,17 @@ def attention_gradients(
     num_threads: int,
     /,
 ) -> None: ...
-def store_rows(rows: tuple[int, int], slots: int, count: int, to: int, width: int, /) -> None: ...
+def store_rows(
+    new_keys: tuple[int, int],
+    new_values: tuple[int, int],
+    slots: int,
+    count: int,
+    keys: int,
+    values: int,
+    width: int,
+    num_threads: int,
+    /,
+) -> None: ...
 def paged_attention(
     instruction_set: str,
     sequences: int,
@@ -98,7 +108,7 @@ def swiglu_gradients(
 ) -> None: ...
 def rotate(
     instruction_set: str,
-    x: int,
+    x: tuple[int, int],
     cos: int,
     sin: int,
     back: bool,
@@ -114,11 +124,23 @@ def softmax_shares(
 ) -> None: ...
 def product(
     instruction_set: str,
-    sizes: tuple[int, int, int],
+    rows_and_depth: tuple[int, int],
     a: tuple[int, int, int],
-    b: tuple[int, int, int],
-    c: tuple[int, int],
+    factors: list[tuple[tuple[int, int, int], int, int]],
+    out_row: int,
     add: bool,
+    num_threads: int,
+    /,
+) -> None: ...
+def gated_product(
+    instruction_set: str,
+    rows_and_depth: tuple[int, int],
+    x: tuple[int, int, int],
+    gate: tuple[int, int, int],
+    up: tuple[int, int, int],
+    width: int,
+    both: int,
+    out: int,
     num_threads: int,
     /,
 ) -> None: ...

@@ -32,13 +32,14 @@ def runs_natively(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     width = vector_width()
-    return width is not None and all(
-        type(x) in (torch.Tensor, torch.nn.Parameter, FakeTensor)
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.shape[-1] % width == 0
-        for x in tensors
-    )
+    if width is None:
+        return False
+    for x in tensors:
+        if type(x) not in (torch.Tensor, torch.nn.Parameter, FakeTensor) or x.dtype != torch.float32:
+            return False
+        if x.device.type != "cpu" or x.shape[-1] % width != 0:
+            return False
+    return True
 
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float, *, instruction_set: str | None = None) -> Tensor:
@@ -176,9 +177,11 @@ class _Rotate(torch.autograd.Function):
 
 def _rotated(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, chosen: str, *, back: bool = False) -> Tensor:
     assert cos_T1D.shape == sin_T1D.shape == (len(x_TND), 1, x_TND.shape[-1])
-    x_TND, cos_T1D, sin_T1D = x_TND.contiguous(), cos_T1D.contiguous(), sin_T1D.contiguous()
-    out_TND = torch.empty_like(x_TND)
+    if x_TND.stride()[1:] != (x_TND.shape[2], 1):
+        x_TND = x_TND.contiguous()
+    cos_T1D, sin_T1D = cos_T1D.contiguous(), sin_T1D.contiguous()
+    out_TND = torch.empty(x_TND.shape, dtype=torch.float32, device=x_TND.device)
     if not isinstance(x_TND, FakeTensor):
-        inputs = [x.data_ptr() for x in (x_TND, cos_T1D, sin_T1D)]
-        kernels.native().rotate(chosen, *inputs, back, out_TND.data_ptr(), *x_TND.shape, torch.get_num_threads())
+        x, angles = (x_TND.data_ptr(), x_TND.stride(0)), (cos_T1D.data_ptr(), sin_T1D.data_ptr())
+        kernels.native().rotate(chosen, x, *angles, back, out_TND.data_ptr(), *x_TND.shape, torch.get_num_threads())
     return out_TND

@@ -50,27 +50,29 @@ Scales = tuple["Tensor", "Tensor"]
 """Of keys and of values, fp32 [slots, K, 1]: what the numbers of each slot and head are multiplied with."""
 
 
-def store_rows(rows_TKD: Tensor, slots_T: Tensor, to: Tensor) -> None:
-    """Row slots[t] of one layer's fp32 storage becomes row t; without a call of torch, which would wake its threads.
+def store_rows(k_TKD: Tensor, v_TKD: Tensor, slots_T: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Row slots[t] of one layer's storage becomes the key and the value of token t.
 
     Args:
-        rows_TKD: for which `stores_natively` holds.
-        slots_T: int64 on the CPU, each below the number of rows in `to`.
-        to: contiguous.
+        k_TKD: new keys, for which `stores_natively` holds.
+        v_TKD: new values, likewise.
+        slots_T: int64 on the CPU.
+        keys: fp32 [slots, K, D], contiguous.
+        values: likewise.
     """
-    if rows_TKD.stride()[1:] != (rows_TKD.shape[2], 1):
-        rows_TKD = rows_TKD.contiguous()
-    assert to.shape[1:] == rows_TKD.shape[1:]
-    assert to.is_contiguous()
-    rows = (rows_TKD.data_ptr(), rows_TKD.stride(0))
-    kernels.native().store_rows(rows, slots_T.data_ptr(), len(slots_T), to.data_ptr(), to.stride(0))
+    for x in (k_TKD, v_TKD):
+        assert x.shape[1:] == keys.shape[1:]
+    k_TKD, v_TKD = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (k_TKD, v_TKD))
+    new = [(x.data_ptr(), x.stride(0)) for x in (k_TKD, v_TKD)]
+    where = (slots_T.data_ptr(), len(slots_T), keys.data_ptr(), values.data_ptr(), keys.stride(0))
+    kernels.native().store_rows(*new, *where, torch.get_num_threads())
 
 
-def stores_natively(rows_TKD: Tensor, to: Tensor) -> bool:
-    """Whether `store_rows` takes these."""
+def stores_natively(k_TKD: Tensor, keys: Tensor) -> bool:
+    """Whether `store_rows` takes these: fp32 on a CPU."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not kernels.native_available():
         return False
-    return all(type(x) is torch.Tensor and x.is_cpu and x.dtype == torch.float32 for x in (rows_TKD, to))
+    return type(k_TKD) is torch.Tensor and k_TKD.is_cpu and k_TKD.dtype == keys.dtype == torch.float32
 
 
 def paged_attention_runs_on(q_THD: Tensor, keys: Tensor, scales: Scales | None = None) -> bool:

@@ -18,6 +18,8 @@ from camelid import kernels
 from camelid.kernels.attention import vector_width
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 
@@ -59,11 +61,15 @@ def product(
             return a_MK @ b_KN
         return out_MN.addmm_(a_MK, b_KN) if add else torch.mm(a_MK, b_KN, out=out_MN)
     if out_MN is None:
-        return _product(a_MK, b_KN, instruction_set or kernels.instruction_set())
+        out_MN = torch.empty(a_MK.shape[0], b_KN.shape[1], dtype=torch.float32, device=a_MK.device)
     assert out_MN.shape == (a_MK.shape[0], b_KN.shape[1])
     assert out_MN.dtype == torch.float32
     assert out_MN.stride(1) == 1
-    _multiply(a_MK, b_KN, out_MN, add, instruction_set or kernels.instruction_set())
+    a_MK, b_KN = (x if 1 in x.stride() else x.contiguous() for x in (a_MK, b_KN))
+    factor = (_address(b_KN), b_KN.shape[1], out_MN.data_ptr())
+    native, chosen = kernels.native(), instruction_set or kernels.instruction_set()
+    shape, out_row = (a_MK.shape[0], a_MK.shape[1]), out_MN.stride(0)
+    native.product(chosen, shape, _address(a_MK), [factor], out_row, add, torch.get_num_threads())
     return out_MN
 
 
@@ -80,8 +86,40 @@ def linear(
     if torch.is_grad_enabled():
         out_TO = cast("Tensor", cast("Any", _Linear.apply)(x_TI, weight_OI, chosen))
         return out_TO if bias_O is None else out_TO + bias_O
-    out_TO = _product(x_TI, weight_OI.t(), chosen)
+    out_TO = _side_by_side(x_TI, (weight_OI,), chosen)
     return out_TO if bias_O is None else out_TO.add_(bias_O)
+
+
+def linears(x_TI: Tensor, weights_OI: Sequence[Tensor], *, instruction_set: str | None = None) -> Tensor:
+    """x · weightᵀ for several weights, side by side: [T, sum of O], in one pass over them; without gradients.
+
+    For tensors for which `multiplies_natively` holds. The bits are those of `linear`.
+    """
+    return _side_by_side(x_TI, weights_OI, instruction_set or kernels.instruction_set())
+
+
+def gated_linear(x_TI: Tensor, gate_FI: Tensor, up_FI: Tensor, *, instruction_set: str | None = None) -> Tensor:
+    """silu(x · gateᵀ) ⊙ (x · upᵀ): [T, F], in one pass over both; without gradients.
+
+    For tensors for which `multiplies_natively` holds, F a multiple of the vector width. The bits are those of `linear`
+    and `camelid.kernels.elementwise.swiglu`.
+    """
+    (rows, depth), width = x_TI.shape, gate_FI.shape[0]
+    assert gate_FI.shape == up_FI.shape == (width, depth)
+    both_T2F, out_TF = x_TI.new_empty(rows, 2 * width), x_TI.new_empty(rows, width)
+    if rows:
+        kernels.native().gated_product(
+            instruction_set or kernels.instruction_set(),
+            (rows, depth),
+            _address(x_TI),
+            _address_transposed(gate_FI),
+            _address_transposed(up_FI),
+            width,
+            both_T2F.data_ptr(),
+            out_TF.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return out_TF
 
 
 class _Linear(torch.autograd.Function):
@@ -101,20 +139,28 @@ class _Linear(torch.autograd.Function):
         return x_grad_TI, weight_grad_OI, None
 
 
-def _product(a_MK: Tensor, b_KN: Tensor, chosen: str | None) -> Tensor:
-    out_MN = torch.empty(a_MK.shape[0], b_KN.shape[1], dtype=torch.float32, device=a_MK.device)
-    _multiply(a_MK, b_KN, out_MN, False, chosen)
-    return out_MN
+def _side_by_side(x_TI: Tensor, weights_OI: Sequence[Tensor], chosen: str | None) -> Tensor:
+    rows, depth = x_TI.shape
+    widths = [len(weight_OI) for weight_OI in weights_OI]
+    out_TO = x_TI.new_empty(rows, sum(widths))
+    if not rows:
+        return out_TO
+    place, factors = out_TO.data_ptr(), []
+    for weight_OI, width in zip(weights_OI, widths, strict=True):
+        assert weight_OI.shape[1] == depth
+        factors.append((_address_transposed(weight_OI), width, place))
+        place += width * 4
+    x_address, out_row = _address(x_TI), out_TO.stride(0)
+    kernels.native().product(chosen, (rows, depth), x_address, factors, out_row, False, torch.get_num_threads())
+    return out_TO
 
 
-def _multiply(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, add: bool, chosen: str | None) -> None:
-    a_strides, b_strides = a_MK.stride(), b_KN.stride()
-    if 1 not in a_strides:
-        a_MK = a_MK.contiguous()
-        a_strides = a_MK.stride()
-    if 1 not in b_strides:
-        b_KN = b_KN.contiguous()
-        b_strides = b_KN.stride()
-    (rows, depth), columns = a_MK.shape, b_KN.shape[1]
-    a, b, out = (a_MK.data_ptr(), *a_strides), (b_KN.data_ptr(), *b_strides), (out_MN.data_ptr(), out_MN.stride(0))
-    kernels.native().product(chosen, (rows, columns, depth), a, b, out, add, torch.get_num_threads())
+def _address(x_MN: Tensor) -> tuple[int, int, int]:
+    row, column = x_MN.stride()
+    assert 1 in (row, column)
+    return x_MN.data_ptr(), row, column
+
+
+def _address_transposed(x_MN: Tensor) -> tuple[int, int, int]:
+    address, row, column = _address(x_MN)
+    return address, column, row

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from camelid.kernels.elementwise import rms_norm, runs_natively, swiglu
-from camelid.model.linear import Linear, Matrix
+from camelid.kernels.elementwise import rms_norm, runs_natively
+from camelid.model.linear import Linear, Matrix, project_gated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,13 +47,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x_TE: Tensor) -> Tensor:
         """[T, E] → [T, E]."""
-        down_TE: Tensor = self.down_proj(gated(self.gate_proj(x_TE), self.up_proj(x_TE)))
+        down_TE: Tensor = self.down_proj(project_gated(x_TE, self.gate_proj, self.up_proj))
         return down_TE
-
-
-def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-    """silu(gate) ⊙ up: [T, F]."""
-    return swiglu(gate_TF, up_TF) if runs_natively(gate_TF, up_TF) else F.silu(gate_TF) * up_TF
 
 
 class Embedding(Matrix):

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from camelid.base.errors import FormatError
 from camelid.codecs import FORMATS
-from camelid.kernels.product import linear
+from camelid.kernels.attention import vector_width
+from camelid.kernels.elementwise import runs_natively, swiglu
+from camelid.kernels.product import gated_linear, linear, linears, multiplies_natively
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -123,3 +125,38 @@ class Linear(Matrix):
     def forward(self, x_TI: Tensor) -> Tensor:
         """[T, I] → [T, O]."""
         return self.multiply(x_TI, self.bias)
+
+
+def project(x_TI: Tensor, *projections: Linear) -> tuple[Tensor, ...]:
+    """What each of several projections makes of the same input: [T, O] each, in one pass over the weights where that
+    can be."""
+    if not _in_one_pass(x_TI, projections):
+        return tuple(projection(x_TI) for projection in projections)
+    side_by_side = linears(x_TI, [p.weight for p in projections if p.weight is not None])
+    outs = torch.split(side_by_side, [p.shape[0] for p in projections], 1)
+    return tuple(out if p.bias is None else out + p.bias for p, out in zip(projections, outs, strict=True))
+
+
+def project_gated(x_TI: Tensor, gate: Linear, up: Linear) -> Tensor:
+    """silu(gate(x)) ⊙ up(x): [T, F]."""
+    if (
+        gate.weight is None
+        or up.weight is None
+        or gate.bias is not None
+        or not _in_one_pass(x_TI, (gate, up))
+        or gate.shape[0] % (vector_width() or 1) != 0
+    ):
+        return gated(gate(x_TI), up(x_TI))
+    return gated_linear(x_TI, gate.weight, up.weight)
+
+
+def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """silu(gate) ⊙ up: [T, F]."""
+    return swiglu(gate_TF, up_TF) if runs_natively(gate_TF, up_TF) else F.silu(gate_TF) * up_TF
+
+
+def _in_one_pass(x_TI: Tensor, projections: Sequence[Linear]) -> bool:
+    """Whether nothing but native products happens in these: dense weights, no gradients and no adapters' hooks."""
+    if torch.is_grad_enabled() or any(p._forward_hooks or p.weight is None for p in projections):
+        return False
+    return multiplies_natively(x_TI, *(p.weight for p in projections if p.weight is not None))

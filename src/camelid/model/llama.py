@@ -17,7 +17,7 @@ from torch import nn
 from camelid.model.base import LanguageModel, ModelConfig
 from camelid.model.initialize import fill_normal
 from camelid.model.layers import Embedding, FeedForward, RMSNorm
-from camelid.model.linear import Linear, Matrix
+from camelid.model.linear import Linear, Matrix, project
 from camelid.model.llama_config import LlamaConfig
 from camelid.model.rotary import RotaryEmbedding
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
     def forward(self, x_TE: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor:
         """[T, E] → [T, E]."""
-        q, k, v = self.q_proj(x_TE), self.k_proj(x_TE), self.v_proj(x_TE)
+        q, k, v = project(x_TE, self.q_proj, self.k_proj, self.v_proj)
         q_THD, k_TKD, v_TKD = (x.view(len(x), -1, self.head_dim) for x in (q, k, v))
         if torch.is_grad_enabled():
             q_THD, k_TKD = rotation.apply(q_THD), rotation.apply(k_TKD)

@@ -22,8 +22,8 @@ from camelid.kernels.product import linear
 from camelid.model.attention import Chunks
 from camelid.model.base import LanguageModel, ModelConfig
 from camelid.model.initialize import fill_normal
-from camelid.model.layers import Embedding, FeedForward, RMSNorm, gated
-from camelid.model.linear import Linear, Matrix
+from camelid.model.layers import Embedding, FeedForward, RMSNorm
+from camelid.model.linear import Linear, Matrix, gated
 from camelid.model.llama4_config import Llama4Config
 from camelid.model.rotary import AdjacentRotaryEmbedding
 
@@ -62,8 +62,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[T, E] → [T, E]."""
         q_THD, k_TKD, v_TKD = (
-            projection(x_TE).view(len(x_TE), -1, self.head_dim)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            x.view(len(x_TE), -1, self.head_dim) for x in project(x_TE, self.q_proj, self.k_proj, self.v_proj)
         )
         if self.reach is not None:
             q_THD, k_TKD = self._turned(q_THD, k_TKD, rotation)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from camelid.model.base import LanguageModel, ModelConfig
 from camelid.model.initialize import fill_normal
 from camelid.model.layers import Embedding
-from camelid.model.linear import Linear, Matrix
+from camelid.model.linear import Linear, Matrix, project
 from camelid.model.opt_config import POSITION_OFFSET, OPTConfig
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class Attention(nn.Module):
     def forward(self, x_TE: Tensor, context: AttentionContext) -> Tensor:
         """[T, E] → [T, E]."""
         q_THD, k_THD, v_THD = (
-            projection(x_TE).view(len(x_TE), -1, self.head_dim)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            x.view(len(x_TE), -1, self.head_dim) for x in project(x_TE, self.q_proj, self.k_proj, self.v_proj)
         )
         attended_THD = context.attend(self.layer, q_THD, k_THD, v_THD, scale=self.scale)
         out_TE: Tensor = self.out_proj(attended_THD.flatten(1))

@@ -59,19 +59,20 @@ void swiglu_gradients(const float *gate, const float *up, const float *out_grad,
     }
 }
 
-void rotate(const float *x, const float *cos, const float *sin, std::size_t heads, std::size_t dim, bool back,
-            float *out, std::size_t begin, std::size_t end) {
+void rotate(const float *x, std::size_t x_row, const float *cos, const float *sin, std::size_t heads, std::size_t dim,
+            bool back, float *out, std::size_t begin, std::size_t end) {
     const std::size_t half = dim / 2;
     const float sign = back ? -1.0f : 1.0f;
     for (std::size_t token = begin; token < end; ++token) {
         const float *c = cos + token * dim, *s = sin + token * dim;
-        for (std::size_t head = token * heads; head < (token + 1) * heads; ++head)
+        for (std::size_t head = 0; head < heads; ++head)
             for (std::size_t i = 0; i < half; i += kLanes) {
                 const std::size_t at = std::min(i, half - kLanes);  // the last vector may repeat some of the one before
-                const float *from = x + head * dim + at;
+                const float *from = x + token * x_row + head * dim + at;
+                float *to = out + (token * heads + head) * dim + at;
                 const Vector a = load(from), b = load(from + half);
-                store(out + head * dim + at, a * load(c + at) + b * (load(s + at) * sign));
-                store(out + head * dim + half + at, b * load(c + half + at) + a * (load(s + half + at) * sign));
+                store(to, a * load(c + at) + b * (load(s + at) * sign));
+                store(to + half, b * load(c + half + at) + a * (load(s + half + at) * sign));
             }
     }
 }

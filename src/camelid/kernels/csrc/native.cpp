@@ -32,6 +32,9 @@ namespace {
 // Weight bytes that one thread gets through while another wakes up; less is not worth sharing.
 constexpr std::size_t kBytesPerPiece = 64 * 1024;
 
+// Elements that are worth sharing between threads; a multiple of every width_factor.
+constexpr std::size_t kElementsPerPiece = 16 * 1024;
+
 // What this processor can run, best first.
 const std::vector<InstructionSet> &instruction_sets() {
     static const std::vector<InstructionSet> sets = [] {
@@ -150,20 +153,26 @@ void attention_gradients(const std::string &set, std::uintptr_t starts, const Si
     });
 }
 
-// Row slots[t] of `to` becomes row t of `from`; both have rows of `width` floats.
-void store_rows(const Address &from, std::uintptr_t slots, std::size_t count, std::uintptr_t to, std::size_t width) {
-    const auto *places = reinterpret_cast<const std::int64_t *>(slots);
-    for (std::size_t t = 0; t < count; ++t)
-        std::copy_n(rows_at(from).values + t * from.second, width,
-                    reinterpret_cast<float *>(to) + static_cast<std::size_t>(places[t]) * width);
-}
-
 const PagedAttentionKernels &find_paged_attention(const std::string &set) {
 #ifdef CAMELID_X86
     for (const PagedAttentionKernels *kernels : {&kPagedAttentionAvx512, &kPagedAttentionAvx2})
         if (set == kernels->name) return *kernels;
 #endif
     throw nb::key_error(("paged attention on " + set).c_str());
+}
+
+// Row slots[t] of `keys` and of `values` becomes row t of those that are new.
+void store_rows(const Address &new_keys, const Address &new_values, std::uintptr_t slots, std::size_t count,
+                std::uintptr_t keys, std::uintptr_t values, std::size_t width, std::size_t num_threads) {
+    const auto *places = reinterpret_cast<const std::int64_t *>(slots);
+    const std::size_t piece = std::max<std::size_t>(kElementsPerPiece / width, 1);
+    ThreadPool::instance().run(count, piece, num_threads, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t t = begin; t < end; ++t) {
+            const std::size_t to = static_cast<std::size_t>(places[t]) * width;
+            std::copy_n(rows_at(new_keys).values + t * new_keys.second, width, reinterpret_cast<float *>(keys) + to);
+            std::copy_n(rows_at(new_values).values + t * new_values.second, width, reinterpret_cast<float *>(values) + to);
+        }
+    });
 }
 
 // Queries of one task at most: each takes the trouble of reading the keys again, and too few tasks leave threads idle.
@@ -213,9 +222,6 @@ void paged_attention(const std::string &set, std::uintptr_t sequences, std::uint
     });
 }
 
-// Elements that are worth sharing between threads; a multiple of every width_factor.
-constexpr std::size_t kElementsPerPiece = 16 * 1024;
-
 const ElementwiseKernels &find_elementwise(const std::string &set) {
 #ifdef CAMELID_X86
     for (const ElementwiseKernels *kernels : {&kElementwiseAvx512, &kElementwiseAvx2})
@@ -264,12 +270,12 @@ void swiglu_gradients(const std::string &set, std::uintptr_t gate, std::uintptr_
     });
 }
 
-void rotate(const std::string &set, std::uintptr_t x, std::uintptr_t cos, std::uintptr_t sin, bool back,
+void rotate(const std::string &set, const Address &x, std::uintptr_t cos, std::uintptr_t sin, bool back,
             std::uintptr_t out, std::size_t tokens, std::size_t heads, std::size_t dim, std::size_t num_threads) {
     const ElementwiseKernels &kernels = find_elementwise(set);
     const std::size_t piece = std::max<std::size_t>(kElementsPerPiece / (heads * dim), 1);
     ThreadPool::instance().run(tokens, piece, num_threads, [&](std::size_t begin, std::size_t end) {
-        kernels.rotate(floats(x), floats(cos), floats(sin), heads, dim, back, floats(out), begin, end);
+        kernels.rotate(rows_at(x).values, x.second, floats(cos), floats(sin), heads, dim, back, floats(out), begin, end);
     });
 }
 
@@ -297,13 +303,33 @@ Matrix matrix_at(const MatrixAddress &address) {
     return {floats(std::get<0>(address)), std::get<1>(address), std::get<2>(address)};
 }
 
-// rows, columns, depth
-using ProductSizes = std::tuple<std::size_t, std::size_t, std::size_t>;
+// A right factor, its columns, and where its product begins.
+using FactorAddress = std::tuple<MatrixAddress, std::size_t, std::uintptr_t>;
 
-void product(const std::string &set, const ProductSizes &sizes, const MatrixAddress &a, const MatrixAddress &b,
-             const Address &c, bool add, std::size_t num_threads) {
-    const ProductPart whole{std::get<0>(sizes), std::get<1>(sizes), std::get<2>(sizes)};
-    multiply(find_product(set), whole, matrix_at(a), matrix_at(b), floats(c.first), c.second, add, num_threads);
+void product(const std::string &set, const std::pair<std::size_t, std::size_t> &rows_and_depth, const MatrixAddress &a,
+             const std::vector<FactorAddress> &factors, std::size_t out_row, bool add, std::size_t num_threads) {
+    std::vector<ProductFactor> found;
+    for (const auto &[b, columns, out] : factors) found.push_back({matrix_at(b), columns, floats(out)});
+    multiply(find_product(set), rows_and_depth.first, rows_and_depth.second, matrix_at(a), found, out_row, add,
+             num_threads);
+}
+
+// silu(x gateᵀ) ⊙ x upᵀ, both products in one pass over `both`, which has 2 · width columns.
+void gated_product(const std::string &set, const std::pair<std::size_t, std::size_t> &rows_and_depth,
+                   const MatrixAddress &x, const MatrixAddress &gate, const MatrixAddress &up, std::size_t width,
+                   std::uintptr_t both, std::uintptr_t out, std::size_t num_threads) {
+    const std::size_t rows = rows_and_depth.first;
+    const std::vector<ProductFactor> factors{{matrix_at(gate), width, floats(both)},
+                                             {matrix_at(up), width, floats(both) + width}};
+    multiply(find_product(set), rows, rows_and_depth.second, matrix_at(x), factors, 2 * width, false, num_threads);
+    const ElementwiseKernels &kernels = find_elementwise(set);
+    const std::size_t piece = std::max<std::size_t>(kElementsPerPiece / width, 1);
+    ThreadPool::instance().run(rows, piece, num_threads, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t row = begin; row < end; ++row) {
+            const float *gates = floats(both) + row * 2 * width;
+            kernels.swiglu(gates, gates + width, floats(out) + row * width, 0, width);
+        }
+    });
 }
 
 }  // namespace
@@ -327,4 +353,5 @@ NB_MODULE(_native, module) {
     module.def("rotate", &camelid::rotate, nb::call_guard<nb::gil_scoped_release>());
     module.def("softmax_shares", &camelid::softmax_shares, nb::call_guard<nb::gil_scoped_release>());
     module.def("product", &camelid::product, nb::call_guard<nb::gil_scoped_release>());
+    module.def("gated_product", &camelid::gated_product, nb::call_guard<nb::gil_scoped_release>());
 }

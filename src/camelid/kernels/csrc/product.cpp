@@ -60,40 +60,46 @@ void multiply_packed(const ProductKernels &kernels, const ProductPart &part, con
     });
 }
 
-// Few rows: what counts is that the right factor comes from memory once. Sums are cut where `multiply` cuts them.
-void multiply_few(const ProductKernels &kernels, const ProductPart &all, Matrix a, Matrix b, float *c, std::size_t c_row,
-                  bool add, std::size_t num_threads) {
-    const std::size_t depth = even_piece(all.depth, kPackedDepth, 1), width = kernels.tile_columns;
-    const bool unpacked = all.rows <= kernels.fewest_rows && b.row == 1;
-    const std::size_t left_panels = whole(all.rows, kernels.tile_rows) / kernels.tile_rows;
+// Few rows: what counts is that the right factors come from memory once. Sums are cut where `multiply_many` cuts them.
+void multiply_few(const ProductKernels &kernels, std::size_t rows, std::size_t all_depth, Matrix a,
+                  const std::vector<ProductFactor> &factors, std::size_t c_row, bool add, std::size_t num_threads) {
+    const std::size_t depth = even_piece(all_depth, kPackedDepth, 1), width = kernels.tile_columns;
+    std::vector<std::size_t> ends;  // of each factor's panels
+    bool packs_left = rows > kernels.fewest_rows;
+    for (const ProductFactor &factor : factors) {
+        ends.push_back((ends.empty() ? 0 : ends.back()) + whole(factor.columns, width) / width);
+        packs_left = packs_left || factor.b.row != 1 || factor.columns % width != 0;
+    }
+    const std::size_t left_panels = whole(rows, kernels.tile_rows) / kernels.tile_rows;
     const std::size_t left_rows = left_panels * kernels.tile_rows;
-    float *left = packed_floats(0, left_rows * all.depth);
-    if (!unpacked || all.columns % width != 0)
-        for (std::size_t k = 0; k < all.depth; k += depth)
-            kernels.pack_left(a.from(0, k), all.rows, std::min(depth, all.depth - k), left + k * left_rows, 0, left_panels);
-    const std::size_t panels = whole(all.columns, width) / width;
-    const std::size_t piece = std::max<std::size_t>(kFloatsPerPiece / (width * all.depth), 1);
-    ThreadPool::instance().run(panels, piece, num_threads, [&](std::size_t begin, std::size_t end) {
-        for (std::size_t n = begin * width; n < std::min(end * width, all.columns); n += width)
-            for (std::size_t k = 0; k < all.depth; k += depth) {
-                const ProductPart part{all.rows, std::min(width, all.columns - n), std::min(depth, all.depth - k)};
+    float *left = packed_floats(0, left_rows * all_depth);
+    for (std::size_t k = 0; packs_left && k < all_depth; k += depth)
+        kernels.pack_left(a.from(0, k), rows, std::min(depth, all_depth - k), left + k * left_rows, 0, left_panels);
+    const std::size_t piece = std::max<std::size_t>(kFloatsPerPiece / (width * all_depth), 1);
+    ThreadPool::instance().run(ends.back(), piece, num_threads, [&](std::size_t begin, std::size_t end) {
+        std::size_t number = 0;
+        for (std::size_t panel = begin; panel < end; ++panel) {
+            while (panel >= ends[number]) ++number;
+            const ProductFactor &factor = factors[number];
+            const std::size_t n = (panel - (number > 0 ? ends[number - 1] : 0)) * width;
+            for (std::size_t k = 0; k < all_depth; k += depth) {
+                const ProductPart part{rows, std::min(width, factor.columns - n), std::min(depth, all_depth - k)};
+                const Matrix b = factor.b.from(k, n);
                 const bool adds = add || k > 0;
-                if (unpacked && part.columns == width) {
-                    kernels.multiply_unpacked(part, a.from(0, k), b.from(k, n), c + n, c_row, adds);
+                if (rows <= kernels.fewest_rows && b.row == 1 && part.columns == width) {
+                    kernels.multiply_unpacked(part, a.from(0, k), b, factor.c + n, c_row, adds);
                     continue;
                 }
                 float *right = packed_floats(2, width * depth);
-                kernels.pack_right(b.from(k, n), part.columns, part.depth, right, 0, 1);
-                kernels.multiply(part, left + k * left_rows, right, c + n, c_row, adds, 0, part.rows, 0, part.columns);
+                kernels.pack_right(b, part.columns, part.depth, right, 0, 1);
+                kernels.multiply(part, left + k * left_rows, right, factor.c + n, c_row, adds, 0, rows, 0, part.columns);
             }
+        }
     });
 }
 
-}  // namespace
-
-void multiply(const ProductKernels &kernels, const ProductPart &all, Matrix a, Matrix b, float *c, std::size_t c_row,
-              bool add, std::size_t num_threads) {
-    if (all.rows <= kFewRows) return multiply_few(kernels, all, a, b, c, c_row, add, num_threads);
+void multiply_many(const ProductKernels &kernels, const ProductPart &all, Matrix a, Matrix b, float *c, std::size_t c_row,
+                   bool add, std::size_t num_threads) {
     const std::size_t depth = even_piece(all.depth, kPackedDepth, 1);
     const std::size_t columns = even_piece(all.columns, kPackedFloats / depth, kernels.tile_columns);
     const std::size_t rows = even_piece(all.rows, kPackedFloats / depth, kernels.tile_rows);
@@ -116,6 +122,15 @@ void multiply(const ProductKernels &kernels, const ProductPart &all, Matrix a, M
                 multiply_packed(kernels, part, left, right, c + m * c_row + n, c_row, add || k > 0, num_threads);
             }
         }
+}
+
+}  // namespace
+
+void multiply(const ProductKernels &kernels, std::size_t rows, std::size_t depth, Matrix a,
+              const std::vector<ProductFactor> &factors, std::size_t c_row, bool add, std::size_t num_threads) {
+    if (rows <= kFewRows) return multiply_few(kernels, rows, depth, a, factors, c_row, add, num_threads);
+    for (const ProductFactor &factor : factors)
+        multiply_many(kernels, {rows, factor.columns, depth}, a, factor.b, factor.c, c_row, add, num_threads);
 }
 
 }  // namespace camelid

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 namespace camelid {
 
@@ -46,8 +47,15 @@ extern const ProductKernels kProductAvx2;
 extern const ProductKernels kProductAvx512;
 #endif
 
-// c = a b, or c += a b, none of them empty, with rows of c that lie `c_row` floats apart.
-void multiply(const ProductKernels &kernels, const ProductPart &whole, Matrix a, Matrix b, float *c, std::size_t c_row,
-              bool add, std::size_t num_threads);
+// A right factor, and where its product goes.
+struct ProductFactor {
+    Matrix b;
+    std::size_t columns;
+    float *c;
+};
+
+// c = a b, or c += a b, for each factor, with rows of c that lie `c_row` floats apart; nothing is empty.
+void multiply(const ProductKernels &kernels, std::size_t rows, std::size_t depth, Matrix a,
+              const std::vector<ProductFactor> &factors, std::size_t c_row, bool add, std::size_t num_threads);
 
 }  // namespace camelid
