@@ -50,7 +50,7 @@ def test_a_message_of_several_lines_is_no_command(
     conversation: Conversation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     type_in(monkeypatch, '"""/usr/bin', 'what?"""', "/clear it", "/nothing")
-    _talk(conversation, "tiny", stats=False)
+    _talk(conversation, "tiny", None)
     said = capsys.readouterr().err
     assert "no command /usr" not in said
     assert "there is no command /nothing" in said
@@ -85,7 +85,7 @@ def test_ctrl_c_stops_the_reply_and_the_chat_goes_on(
 
     monkeypatch.setattr(conversation.llm, "stream", interrupted)
     type_in(monkeypatch, "first", "second")
-    _talk(conversation, "tiny", stats=False)
+    _talk(conversation, "tiny", None)
     assert capsys.readouterr().out.startswith("half a [stopped]\n")
     assert [turn["content"] for turn in conversation.turns[:3]] == ["first", "half a", "second"]
     assert conversation.turns[3]["role"] == "assistant"

@@ -199,7 +199,8 @@ def test_many_that_wait_run_together_whatever_they_share(tiny_model: TinyModel) 
 
 def test_logprobs_of_prompt_and_reply_are_the_models_whatever_the_chunks(tiny_model: TinyModel) -> None:
     prompt = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
-    params = SamplingParams(max_tokens=5, temperature=1.0, seed=1, logprobs=True, top_logprobs=2, prompt_logprobs=1)
+    rules = {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.5, "logit_bias": {7: 3.0}, "banned_token_ids": [9]}
+    params = SamplingParams(max_tokens=5, seed=1, logprobs=True, top_logprobs=2, prompt_logprobs=1, **rules)
     for options in ({}, {"max_batch_tokens": 3}, {"block_size": 4, "cache_tokens": 24, "max_context": 20}):
         engine = Engine(tiny_model, **options)
         engine.generate([prompt], SamplingParams(max_tokens=1))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from threading import Event
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from tiny_engine_model import PlainLoop, TinyModel, free_blocks, new_tiny_model, run_to_the_end, tokens
 
 from camelid.base.errors import CamelidError, EngineError, NotFoundError, ResourceError, SamplingError
+from camelid.engine.block_manager import BlockManager
 from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
 from camelid.engine.protocol import StepOutput
@@ -183,7 +187,7 @@ def test_a_failing_step_log_costs_no_output(tiny_model: TinyModel, plain_loop: P
     assert free_blocks(engine) == before
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.sets(st.integers(0, 25), max_size=12), st.sampled_from([0, 3]), st.booleans())
 def test_steps_that_fail_at_any_place_lose_nothing(failures: set[int], num_drafts: int, has_draft_model: bool) -> None:
     """A failure in the model, or in the model that guesses; then the step runs again."""
@@ -215,6 +219,58 @@ def test_steps_that_fail_at_any_place_lose_nothing(failures: set[int], num_draft
     replies = [tokens([output for output in outputs if output.request_id == request]) for request in requests]
     assert replies == expected
     failures.clear()
+    assert free_blocks(engine) == before
+
+
+def interrupt_at(place: int) -> Callable[..., Any]:
+    """A tracer that is Ctrl-C at the so-manieth line of the engine's own code."""
+    lines = count(1)
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if "/camelid/engine/" not in frame.f_code.co_filename:
+            return None
+        if event == "line" and next(lines) == place:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_ctrl_c_at_any_line_leaves_the_engine_whole(tiny_model: TinyModel, plain_loop: PlainLoop) -> None:
+    engine = Engine(tiny_model, block_size=4, num_drafts=2)
+    before = free_blocks(engine)
+    expected = plain_loop(PROMPT, PARAMS)
+    for place in count(1, 7):
+        stream = engine.stream([4, 5, 4, 5, 4, 5, 6], SamplingParams(max_tokens=3))
+        was_interrupted, tracer = False, sys.gettrace()
+        sys.settrace(interrupt_at(place))
+        try:
+            for _ in stream:
+                pass
+        except KeyboardInterrupt:
+            was_interrupted = True
+        finally:
+            sys.settrace(tracer)
+        assert engine.generate([PROMPT], PARAMS)[0].token_ids == expected
+        assert not engine.has_unfinished
+        assert free_blocks(engine) == before
+        if not was_interrupted:
+            break
+    assert place > 700
+
+
+def test_what_runs_beside_a_broken_off_request_runs_on(tiny_model: TinyModel, plain_loop: PlainLoop) -> None:
+    engine = Engine(tiny_model, block_size=4)
+    before = free_blocks(engine)
+    other = engine.add([7, 8, 9, 10, 11], SamplingParams(max_tokens=20, owner="b"))
+    head = engine.step()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BlockManager, "reserve", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.generate([PROMPT], PARAMS)
+    outputs = run_to_the_end(engine)
+    assert tokens([*head, *outputs[other]]) == plain_loop([7, 8, 9, 10, 11], SamplingParams(max_tokens=20))
     assert free_blocks(engine) == before
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from camelid.engine.params import SamplingParams
 from camelid.engine.sampling import filters, sample
-from camelid.engine.sampling.draw import best_tokens, draw, gumbel_noise
+from camelid.engine.sampling.draw import best_tokens, draw, gumbel_noise, uniform
 from camelid.engine.sampling.filters import NUM_CANDIDATES, apply_temperature, min_p_threshold, top_k_top_p_threshold
 from camelid.engine.sampling.penalties import penalize_repetition
 from camelid.engine.sequence import Sequence
@@ -242,6 +244,54 @@ def test_noise_has_gumbels_distribution_and_is_the_same_everywhere() -> None:
         assert abs((noise <= x).double().mean().item() - share) < 5 * math.sqrt(share * (1 - share) / noise.numel())
     assert abs(torch.corrcoef(noise).fill_diagonal_(0)).max() < 0.03
     assert torch.equal(noise[3:4, :100], gumbel_noise([(5, 3)], everything(100)))
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.lists(st.integers(0, 200_000), min_size=1, max_size=5))
+def test_noise_is_a_splitmix_of_seed_position_and_token(seed: int, position: int, token_ids: list[int]) -> None:
+    """SplitMix64 as Steele et al. print it, in Python's own whole numbers."""
+    digest = hashlib.blake2b(position.to_bytes(8, "little"), digest_size=8, key=seed.to_bytes(8, "little")).digest()
+    expected = []
+    for token in token_ids:
+        z = (int.from_bytes(digest, "little") + (token + 1) * 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        z ^= z >> 31
+        expected.append(-math.log(-math.log(((z >> 12) + 0.5) / 2**52)))
+    noise = gumbel_noise([(seed, position)], torch.tensor([token_ids]))[0].tolist()
+    assert noise == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_what_a_place_chooses_beside_its_token_is_uniform_and_of_its_own() -> None:
+    values = [uniform(seed, position) for seed in range(100) for position in range(100)]
+    counts = Counter(int(value * 16) for value in values)
+    assert sum((counts[i] - 625) ** 2 / 625 for i in range(16)) < 37.7  # 99.9th percentile, 15 degrees of freedom
+    firsts = [gumbel_noise([(seed, 0)], everything(1))[0, 0].item() for seed in range(2000)]
+    others = [uniform(seed, 0) for seed in range(2000)]
+    assert abs(torch.corrcoef(torch.tensor([firsts, others]))[0, 1]) < 0.1
+
+
+def test_xtc_drops_the_likeliest_as_often_as_it_is_told_to() -> None:
+    logits = torch.tensor([3.0, 2.9, 2.8, 0.0])
+    tries = 4000
+    params = SamplingParams(temperature=1e-3, xtc_probability=0.3, xtc_threshold=0.2)
+    sequences = [new_sequence(replace(params), seed=seed) for seed in range(tries)]
+    counts = Counter(sample(logits.expand(tries, -1), sequences))
+    assert set(counts) == {0}  # at this temperature a single token reaches the threshold
+    warm = replace(params, temperature=1.0)
+    counts = Counter(sample(logits.expand(tries, -1), [new_sequence(warm, seed=seed) for seed in range(tries)]))
+    p = logits.softmax(-1).tolist()
+    kept = [0.7 * p[0], 0.7 * p[1], 0.7 * p[2] + 0.3 * p[2] / (p[2] + p[3]), 0.7 * p[3] + 0.3 * p[3] / (p[2] + p[3])]
+    assert sum((counts[t] - tries * share) ** 2 / (tries * share) for t, share in enumerate(kept)) < 16.3  # 99.9th
+
+
+def test_typical_agrees_with_transformers() -> None:
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    for seed, p in ((0, 0.9), (1, 0.5), (2, 0.2)):
+        logits = random_logits(20, seed)
+        theirs = processors.TypicalLogitsWarper(mass=p)(None, logits.clone())
+        ours = torch.stack([filters.typical(row, p) for row in logits])
+        assert torch.equal(ours == -math.inf, theirs == -math.inf)
+        assert (ours == -math.inf).any()
 
 
 def test_a_seed_gives_the_same_noise_in_every_release() -> None:

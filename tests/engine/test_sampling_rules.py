@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from hashlib import blake2b
 from statistics import pstdev
 
 import pytest
@@ -216,6 +217,43 @@ def test_mirostat_holds_the_surprise_near_its_target() -> None:
             surprises.append(-float(log2_p[token]))
         means.append(sum(surprises[100:]) / 300)
     assert means[0] < means[1] < -float((log2_p.exp2() * log2_p).sum())
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.sampled_from([0.5, 2.0, 4.0]), st.sampled_from([0.1, 0.7]))
+def test_mirostats_bound_follows_its_recursion(seed: int, tau: float, eta: float) -> None:
+    params = SamplingParams(temperature=1.0, mirostat_tau=tau, mirostat_eta=eta)
+    sequence, mu = new_sequence(params, [0], [], seed), 2 * tau
+    for step in range(25):
+        logits = torch.randn(1, V, generator=torch.Generator().manual_seed(seed * 100 + step)) * 2
+        assert sequence.mirostat_mu == pytest.approx(mu, abs=1e-3)
+        [token] = sample(logits, [sequence])
+        assert token is not None
+        scores = filtered(logits[0].tolist(), params, 1.0, sequence.mirostat_mu)
+        assert scores[token] > -math.inf
+        mu = sequence.mirostat_mu - eta * (-math.log2(softmax(scores)[token]) - tau)
+        sequence.token_ids.append(token)
+
+
+def test_drys_breakers_are_the_tokens_that_have_their_text() -> None:
+    logits = torch.zeros(1, V)
+    logits[0, 3] = 1.0  # "ab", which would go on with a repeat across "x"
+    params = SamplingParams(dry_multiplier=5.0, dry_allowed_length=1, dry_sequence_breakers=("x",))
+    context = [7, 3, 0, 7]
+    sequence = new_sequence(params, context, [])
+    assert sample(logits, [sequence]) == [0]  # token 3 is put off, and the first of the others is the best
+    sequence.dry_breakers = LETTERS.tokens_with("x")
+    assert sequence.dry_breakers == {7}
+    assert sample(logits, [sequence]) == [3]
+    assert LETTERS.tokens_with("bc") == {4, 5}
+
+
+def test_the_seeds_of_several_replies_are_the_same_in_every_release() -> None:
+    seeds = [params.seed for params in SamplingParams(n=3, seed=5).samples()]
+    digests = [blake2b(n.to_bytes(8, "little"), digest_size=8, key=(5).to_bytes(8, "little")).digest() for n in (1, 2)]
+    assert seeds == [5, *(int.from_bytes(digest, "little") // 2 for digest in digests)]
+    assert {params.seed for params in SamplingParams(n=3).samples()} == {None}
+    assert {params.n for params in SamplingParams(n=3, seed=5).samples()} == {1}
 
 
 def test_a_repeated_draw_changes_no_state() -> None:

@@ -15,6 +15,8 @@ from camelid.base.progress import progress
 from camelid.base.runtime import parse_dtype
 from camelid.checkpoint.lineage import LINEAGE, write_file_lineage
 from camelid.checkpoint.load import open_checkpoint
+from camelid.checkpoint.merged import MergedCheckpoint
+from camelid.model.lora import LoraAdapter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +37,7 @@ def convert(
     quantize: str | None = None,
     model_parallel: int = 1,
     tokenizer: bool = True,
+    adapter: Path | None = None,
 ) -> bool:
     """Write a checkpoint in another format, with its tokenizer, chat template and generation settings.
 
@@ -49,6 +52,7 @@ def convert(
         quantize: a mixture of block formats, for GGUF.
         model_parallel: number of shards, for Meta's format.
         tokenizer: False: go on without one.
+        adapter: a LoRA adapter's folder, as PEFT has it, that is merged into the weights.
 
     Returns:
         Whether the target holds the very numbers of the source, so that they compute the same.
@@ -56,7 +60,8 @@ def convert(
     Raises:
         ConfigError: the target exists, an option that its format does not have, or a model that it has no place for.
         NotFoundError: there is no source, or no such format.
-        FormatError: the source is damaged.
+        FormatError: the source or the adapter is damaged.
+        EngineError: the adapter does not fit the model.
         TokenizerError: the source has no tokenizer, or a broken one.
         ResourceError: not enough disk space.
     """
@@ -67,9 +72,12 @@ def convert(
     if model_parallel != 1 and to != "meta":
         raise ConfigError("only Meta's format has model-parallel shards", where="model_parallel", hint="add --to meta")
     _check_free(target)
-    with closing(open_checkpoint(source)) as checkpoint:
+    change = LoraAdapter.open(adapter) if adapter is not None else None
+    with closing(open_checkpoint(source)) as opened:
+        checkpoint = MergedCheckpoint(opened, change) if change is not None else opened
         travelling = _load_tokenizer(checkpoint) if tokenizer else None
         facts = _origin(checkpoint)
+        facts |= {"adapter": {"name": adapter.resolve().name, "digest": change.digest()}} if adapter and change else {}
         facts |= {"quantize": quantize} if quantize else {}
         facts |= {"dtype": str(parse_dtype(dtype)).removeprefix("torch.")} if dtype else {}
         parts: dict[str, Any] = {
@@ -94,7 +102,9 @@ def convert(
 
             parts["preprocessor_config"] = checkpoint.preprocessor_config
             save_huggingface(checkpoint, target, dtype=parse_dtype(dtype) if dtype else None, **parts)
-        return quantize is None and facts.get("dtype") in (None, "float32", *_only_format(checkpoint))
+        return (
+            quantize is None and change is None and facts.get("dtype") in (None, "float32", *_only_format(checkpoint))
+        )
 
 
 def _check_free(target: Path) -> None:

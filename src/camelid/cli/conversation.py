@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from camelid.base.errors import ContextLengthError
+from camelid.base.errors import ContextLengthError, NotFoundError, did_you_mean
 from camelid.base.files import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
     from pathlib import Path
 
-    from camelid.llm import LLM
+    from camelid.llm import LLM, Generation
 
 SHARE_FOR_REPLY = 4
 """At least 1/4 of the context stays free for a reply: older turns are dropped to keep it so."""
@@ -76,6 +76,30 @@ class Conversation:
         Raises:
             ContextLengthError: this message alone does not fit the context; it is not kept.
         """
+        self._add(text)
+        return self._reply()
+
+    def replies(self, text: str, n: int) -> list[Generation]:
+        """Add the user's message and give several replies to it; none of them becomes part of the conversation.
+
+        Raises:
+            ContextLengthError: as for `ask`.
+        """
+        self._add(text)
+        return self.llm.generate(self.messages, n=n, **self.sampling)
+
+    def use_adapter(self, name: str | None) -> None:
+        """Let an adapter answer from now on, or none.
+
+        Raises:
+            NotFoundError: there is no such adapter.
+        """
+        known = self.llm.engine.adapter_names
+        if name is not None and name not in known:
+            raise NotFoundError(f"there is no adapter named '{name}'", hint=did_you_mean(name, known))
+        self.sampling["adapter"] = name
+
+    def _add(self, text: str) -> None:
         content: str | list[dict[str, Any]] = text
         if self.shown:
             pictures = [{"type": "image_url", "image_url": {"url": url}} for url in self.shown]
@@ -84,7 +108,6 @@ class Conversation:
         self.shown = []
         self.num_dropped += _num_questions(self.turns) + 1 - _num_questions(turns)
         self.turns = turns
-        return self._reply()
 
     def _reply(self) -> Generator[str]:
         said = ""

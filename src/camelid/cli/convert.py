@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from camelid.base.errors import CamelidError
 from camelid.cli.verify import MaxKL, MaxLogit, report
 
 app = typer.Typer(add_completion=False, help="Write a model in another format: Hugging Face's, Meta's or GGUF.")
@@ -24,6 +25,9 @@ def convert(
     ] = None,
     quantize: Annotated[str | None, typer.Option(help="For gguf: q8_0, q6_k, q5_k_m, q4_k_m, q4_0 and others.")] = None,
     model_parallel: Annotated[int, typer.Option(min=1, help="For meta: number of shards.")] = 1,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A LoRA adapter's folder, as PEFT writes it, to merge into the weights.")
+    ] = None,
     without_tokenizer: Annotated[bool, typer.Option(help="Go on if the source has no tokenizer.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Load both afterwards and compare them.")] = False,
     max_kl: MaxKL = None,
@@ -31,9 +35,17 @@ def convert(
 ) -> None:
     """Write a model in another format, with its tokenizer, chat template and generation settings.
 
+    With --adapter the weights are those of the adapted model: the source stays as it is, and so can be had without.
+
     With --verify both are compared as `camelid verify` does: exact unless the target is a lossy one, which may have a
     mean KL divergence of 0.1.
     """
+    if verify and adapter is not None:
+        raise CamelidError(
+            "--verify compares with the source, which an adapter changes",
+            where="--adapter",
+            hint="merge into a folder first, and verify what you make of that",
+        )
     from camelid.checkpoint.catalogue import resolve
     from camelid.checkpoint.conversion import convert as write
 
@@ -45,6 +57,7 @@ def convert(
         quantize=quantize,
         model_parallel=model_parallel,
         tokenizer=not without_tokenizer,
+        adapter=adapter,
     )
     print(target)
     if verify:

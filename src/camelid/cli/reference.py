@@ -20,9 +20,12 @@ def reference() -> str:
 
 def _describe(command: Any, path: str) -> list[str]:
     lines = [f"## `{path}`", "", (command.help or "").strip(), "", "```", _usage(command, path), "```", ""]
-    parameters = [parameter for parameter in command.params if parameter.name != "help"]
-    if parameters:
-        lines += ["| parameter | default | meaning |", "|---|---|---|", *map(_row, parameters), ""]
+    groups: dict[str | None, list[str]] = {}
+    for parameter in command.params:
+        if parameter.name != "help":
+            groups.setdefault(getattr(parameter, "rich_help_panel", None), []).append(_row(parameter))
+    for title, rows in groups.items():
+        lines += [f"| {title or 'parameter'} | default | meaning |", "|---|---|---|", *rows, ""]
     context = command.make_context(path, [], resilient_parsing=True)
     for name in command.list_commands(context) if hasattr(command, "list_commands") else []:
         lines += _describe(command.get_command(context, name), f"{path} {name}")

@@ -151,6 +151,12 @@ class BlockManager:
         self._keys.clear()
         self._blocks.clear()
 
+    def reset(self) -> None:
+        """Begin anew: nobody holds a block, and none is remembered."""
+        self._num_touched = 0
+        for book in (self._returned, self._num_holders, self._keys, self._blocks, self._unheld):
+            book.clear()
+
     def remembered(self) -> list[tuple[bytes, int]]:
         """Every key and its block; a block that nobody has used for long comes early."""
         held = [(key, block) for block, key in self._keys.items() if block in self._num_holders]

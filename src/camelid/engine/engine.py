@@ -22,7 +22,7 @@ from camelid.engine.requests import Requests
 from camelid.engine.scheduler import Scheduler
 from camelid.engine.speculate import DEFAULT_DRAFTS, DraftModel, LookUp
 from camelid.engine.step import Stepper
-from camelid.engine.turn import Turn
+from camelid.engine.turns import Turns
 from camelid.model.base import LanguageModel
 from camelid.model.linear import Matrix
 from camelid.model.lora import Adapters
@@ -166,8 +166,8 @@ class Engine(Generator):
             check_rounds_alone_in_tiles(model)
         cache = self._allocate(num_blocks, cache_kind)
         self._runner = ModelRunner(model, cache, self._adapters, in_tiles=batch_invariant and not is_native)
-        self._turn = Turn()
         self._requests = Requests(self._scheduler)
+        self._turns = Turns(lambda: self._scheduler.rebuild(self._requests))
         self._stepper = Stepper(self._scheduler, self._runner, proposer, self._requests)
         self._admission = Admission(
             model.config, self.max_context, self.stop_ids, vocabulary, self._adapters, self.max_images
@@ -195,7 +195,7 @@ class Engine(Generator):
                 request id in use.
             SamplingError: `params.n` is not 1; see `SamplingParams.samples`.
         """
-        with self._turn:
+        with self._turns.take():
             settings = SamplingParams() if params is None else params
             sequence = self._admission.sequence(prompt_ids, settings, request_id, images=images)
             self._requests.add(sequence)
@@ -216,7 +216,7 @@ class Engine(Generator):
 
     def cancel(self, request_id: int) -> None:
         """End a request; the next step returns its last output. One that has ended already is left alone."""
-        with self._turn:
+        with self._turns.take():
             if sequence := self._requests.get(request_id):
                 self._requests.finish(sequence, StepOutput(request_id, (), "cancelled"))
 
@@ -246,18 +246,19 @@ class Engine(Generator):
             raise EngineError(f"{len(prompts)} prompts need as many lists of images, not {len(of_each)}")
         sequences: list[Sequence] = []
         try:
-            with self._turn:
+            with self._turns.take():
                 sequences += [
                     self._admission.sequence(prompt, sample_params, images=own)
                     for prompt, p, own in zip(prompts, each, of_each, strict=True)
                     for sample_params in (p.samples() if isinstance(p, SamplingParams) else [p])
                 ]
                 for sequence in sequences:
-                    self._requests.add(sequence, inbox=[])
+                    sequence.inbox = []
+                    self._requests.add(sequence)
             return [self._complete(sequence) for sequence in sequences]
         finally:
             for sequence in sequences:
-                self._turn.when_free(partial(self._requests.abandon, sequence))
+                self._turns.when_free(partial(self._requests.abandon, sequence))
 
     def stream(self, prompt_ids: Iterable[int], params: SamplingParams | None = None) -> Iterator[StepOutput]:
         """The reply as it comes, one output per step; the request is queued by the first `next`.
@@ -279,7 +280,7 @@ class Engine(Generator):
         """
         if self._runner.in_tiles:
             raise EngineError("adapters round with the batch", hint="merge the adapter, or leave batch_invariant out")
-        with self._turn:
+        with self._turns.take():
             self._adapters.add(name, adapter)
 
     def remove_adapter(self, name: str) -> None:
@@ -289,7 +290,7 @@ class Engine(Generator):
             NotFoundError: there is none of this name.
             EngineError: unfinished requests use it.
         """
-        with self._turn:
+        with self._turns.take():
             if users := [s.request_id for s in self._requests if s.params.adapter == name]:
                 raise EngineError(
                     f"{len(users)} unfinished requests use the adapter '{name}'",
@@ -313,7 +314,7 @@ class Engine(Generator):
         """
         ids = self._admission.checked(ids)
         logits_SV = torch.empty(len(ids), self.model.config.vocab_size, device=self.device, dtype=torch.float32)
-        with self._turn:
+        with self._turns.take():
             for start, hidden_SE in self._hidden(ids, images):
                 logits_SV[start : start + len(hidden_SE)] = self.model.logits(hidden_SE)
         return logits_SV
@@ -325,7 +326,7 @@ class Engine(Generator):
         Raises:
             ContextLengthError, EngineError: as for `logits`.
         """
-        with self._turn:
+        with self._turns.take():
             return torch.cat([hidden_SE.float() for _, hidden_SE in self._hidden(self._admission.checked(ids))])
 
     def _hidden(self, ids: list[int], images: Iterable[PromptImage] = ()) -> Iterator[tuple[int, Tensor]]:
@@ -350,7 +351,7 @@ class Engine(Generator):
         Raises:
             ResourceError: the disk is too small.
         """
-        with self._turn:
+        with self._turns.take():
             return save_cache(path, self._blocks, self._runner.cache, self.model)
 
     def restore_cache(self, path: Path) -> int:
@@ -360,7 +361,7 @@ class Engine(Generator):
             NotFoundError: there is no such file.
             FormatError: it is broken, or was written with other weights.
         """
-        with self._turn:
+        with self._turns.take():
             return restore_cache(path, self._blocks, self._runner.cache, self.model)
 
     @torch.inference_mode()
@@ -373,7 +374,7 @@ class Engine(Generator):
         Raises:
             EngineError: no parameter has this name or this shape. Tensors before it in the iterable have been taken.
         """
-        with self._turn:
+        with self._turns.take():
             self._scheduler.preempt_all()
             self._blocks.forget_all()
             parameters = self.model.state_dict()
@@ -387,19 +388,20 @@ class Engine(Generator):
                 parameters[name].copy_(tensor)
 
     def _run_step(self) -> None:
-        with self._turn:
+        with self._turns.take():
             stats = self._stepper.run()
         if stats is not None and self.on_step:
             self.on_step(stats)
 
     def _stream(self, sequence: Sequence) -> Iterator[StepOutput]:
-        with self._turn:
-            self._admission.check_again(sequence)
-            self._requests.add(sequence, inbox=[])
         try:
+            with self._turns.take():
+                self._admission.check_again(sequence)
+                sequence.inbox = []
+                self._requests.add(sequence)
             yield from self._outputs(sequence)
         finally:
-            self._turn.when_free(partial(self._requests.abandon, sequence))
+            self._turns.when_free(partial(self._requests.abandon, sequence))
 
     def _complete(self, sequence: Sequence) -> Completion:
         outputs = list(self._outputs(sequence))
@@ -415,7 +417,8 @@ class Engine(Generator):
 
     def _outputs(self, sequence: Sequence) -> Iterator[StepOutput]:
         """The outputs of a request with an inbox, to the last; steps are run when there are none yet."""
-        inbox = self._requests.inbox(sequence)
+        inbox = sequence.inbox
+        assert inbox is not None
         while True:
             while not inbox:
                 self._run_step()

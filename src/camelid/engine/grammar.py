@@ -247,4 +247,5 @@ def _too_deep(kind: str) -> SamplingError:
 def _first_line(text: str) -> str:
     """What is wrong, in a line: a regex's errors come last, below a drawing of where."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in lines if line.startswith("error: ")), lines[0] if lines else "")
+    line = next((line for line in lines if line.startswith("error: ")), lines[0] if lines else "")
+    return line.removeprefix("error: ")

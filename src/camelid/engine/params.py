@@ -14,6 +14,9 @@ from camelid.base.errors import SamplingError
 GRAMMARS = ("json_schema", "regex", "choice", "grammar")
 """The fields that give a reply its form; one of them at most."""
 
+FILTERS = ("top_n_sigma", "top_k", "top_p", "min_p", "typical_p", "xtc_probability")
+"""The fields that mirostat takes the place of."""
+
 MAX_SAMPLES = 2**16
 """Of `n`: every reply is a request with settings of its own, some 20 µs and 1 KB before anything runs."""
 
@@ -166,8 +169,7 @@ class SamplingParams:
         require(_is_number(self.mirostat_tau) and self.mirostat_tau >= 0, "mirostat_tau", "0 (off) or more")
         in_range = _is_number(self.mirostat_eta) and 0 < self.mirostat_eta <= 1
         require(in_range, "mirostat_eta", "above 0 and at most 1")
-        filters = (self.top_k, self.top_n_sigma, self.min_p, self.xtc_probability, self.top_p < 1, self.typical_p < 1)
-        alone = not self.mirostat_tau or not any(filters)
+        alone = not self.mirostat_tau or all(getattr(self, name) == getattr(SamplingParams, name) for name in FILTERS)
         require(alone, "mirostat_tau", "0 where other filters are set: mirostat takes their place")
 
     def _check_penalties(self) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Requests:
     """Knows the unfinished requests by number, and delivers outputs: to an inbox of the request's own, or to `take`.
 
+    What is unfinished is what stands here; the scheduler's books can be written anew from it.
+
     Args:
         scheduler: has each request while it is unfinished.
     """
@@ -24,9 +26,6 @@ class Requests:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._sequences: dict[int, Sequence] = {}
-        """The unfinished ones."""
-        self._inboxes: dict[int, list[StepOutput]] = {}
-        """Outputs for `generate` and `stream`, by request, until they take them."""
         self._undelivered: list[StepOutput] = []
         """Outputs for `step` to return."""
 
@@ -42,36 +41,30 @@ class Requests:
         """Whether none is unfinished and nothing waits for `take`."""
         return not (self._sequences or self._undelivered)
 
-    def add(self, sequence: Sequence, *, inbox: list[StepOutput] | None = None) -> None:
-        """Queue a request; with an inbox its outputs go there.
+    def add(self, sequence: Sequence) -> None:
+        """Queue a request.
 
         Raises:
             EngineError: its number is in use.
         """
         if sequence.request_id in self._sequences:
             raise EngineError(f"the request id {sequence.request_id} is in use", hint="leave it out to get a fresh one")
-        self._sequences[sequence.request_id] = sequence
-        if inbox is not None:
-            self._inboxes[sequence.request_id] = inbox
         self._scheduler.add(sequence)
+        self._sequences[sequence.request_id] = sequence
 
     def take(self) -> list[StepOutput]:
         """The outputs that go to no inbox, since the last call."""
         outputs, self._undelivered = self._undelivered, []
         return outputs
 
-    def inbox(self, sequence: Sequence) -> list[StepOutput]:
-        """Where a request's outputs go that was added with an inbox."""
-        return self._inboxes[sequence.request_id]
-
-    def deliver(self, output: StepOutput) -> None:
+    def deliver(self, sequence: Sequence, output: StepOutput) -> None:
         """Hand an output to its request's inbox, or to the next `take`."""
-        self._inboxes.get(output.request_id, self._undelivered).append(output)
+        (self._undelivered if sequence.inbox is None else sequence.inbox).append(output)
 
     def finish(self, sequence: Sequence, output: StepOutput) -> None:
         """End a request with its last output."""
         self._remove(sequence)
-        self.deliver(output)
+        self.deliver(sequence, output)
 
     def fail(self, sequence: Sequence, what: str, hint: str) -> None:
         """End one request with an error; the others go on."""
@@ -80,8 +73,7 @@ class Requests:
         self.finish(sequence, StepOutput(sequence.request_id, (), "error", error=error))
 
     def abandon(self, sequence: Sequence) -> None:
-        """Leave nothing of a request with an inbox behind, finished or not."""
-        self._inboxes.pop(sequence.request_id, None)
+        """Leave nothing of a request behind, whether it is queued, finished or neither."""
         if self._sequences.get(sequence.request_id) is sequence:
             self._remove(sequence)
 

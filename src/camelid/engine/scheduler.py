@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from camelid.engine.sequence import Chunk, Sequence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from camelid.engine.block_manager import BlockManager
 
 PRIORITY_TURNS = 64
@@ -129,6 +131,22 @@ class Scheduler:
                 if self._computing.get(keys[index]) is sequence:
                     del self._computing[keys[index]]
             sequence.num_remembered = num_full
+
+    def rebuild(self, sequences: Iterable[Sequence]) -> None:
+        """Write the books anew for these unfinished sequences, all of which wait then; whatever the books said."""
+        self.blocks.reset()
+        self.running.clear()
+        self._computing.clear()
+        self._num_unfinished.clear()
+        self._last_turns.clear()
+        self.waiting = sorted(sequences, key=_rank)
+        for sequence in self.waiting:
+            owner = sequence.owner
+            self._num_unfinished[owner] = self._num_unfinished.get(owner, 0) + 1
+            self._last_turns[owner] = max(self._last_turns.get(owner, 0), sequence.turn)
+            sequence.block_table.clear()
+            sequence.num_computed = sequence.num_remembered = sequence.num_draft_computed = 0
+            sequence.memory = None
 
     def preempt_all(self) -> None:
         """Have every running sequence computed again from its first token."""

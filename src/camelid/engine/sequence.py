@@ -11,7 +11,7 @@ from camelid.engine.block_manager import next_key
 if TYPE_CHECKING:
     from camelid.engine.grammar import Grammar
     from camelid.engine.params import SamplingParams
-    from camelid.engine.protocol import TokenLogprob
+    from camelid.engine.protocol import StepOutput, TokenLogprob
     from camelid.engine.vocabulary import BannedText
     from camelid.model.image_memory import ImageMemory, PromptImage
 
@@ -50,6 +50,8 @@ class Sequence:
     dry_breakers: frozenset[int] = frozenset()
     grammar: Grammar | None = None
     """What the reply has to follow, and how far it has come."""
+    inbox: list[StepOutput] | None = None
+    """Its outputs, if it has a reader of its own; the others' are returned by `Engine.step`."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     num_prompt: int = field(init=False)
     num_computed: int = 0

@@ -157,7 +157,7 @@ class Stepper:
             if reason:
                 self._requests.finish(sequence, output)
             else:
-                self._requests.deliver(output)
+                self._requests.deliver(sequence, output)
 
 
 def _asked_logprobs(

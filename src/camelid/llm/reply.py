@@ -72,12 +72,11 @@ class Reply:
         for token_id in token_ids:
             taken.append(token_id)
             self._held += self._decoder.push(token_id)
-            is_long_enough = len(self.token_ids) + len(taken) >= self._min_tokens
-            if stopped := is_long_enough and self._cut_at_stop():
+            if stopped := self._cut_at_stop(len(taken)):
                 break
         if finish_reason and not stopped:
             self._held += self._decoder.flush()
-            stopped = self._cut_at_stop()
+            stopped = self._cut_at_stop(len(taken))
         reason = "stop" if stopped else finish_reason
         keep = 0 if reason else self._unsure()
         text = self._held[: len(self._held) - keep]
@@ -100,7 +99,9 @@ class Reply:
         if self.error is not None:
             raise self.error
 
-    def _cut_at_stop(self) -> bool:
+    def _cut_at_stop(self, num_new: int) -> bool:
+        if len(self.token_ids) + num_new < self._min_tokens:
+            return False
         found = [index for index in (self._held.find(stop) for stop in self._stop) if index >= 0]
         if not found:
             return False

@@ -167,6 +167,16 @@ class LoraAdapter(nn.Module):
             raise FormatError(f"this is no safetensors file: {error}", where=weights_path) from error
         return cls(config, _read_changes(tensors, config, weights_path))
 
+    def check_fits(self, model: nn.Module) -> None:
+        """Refuse a model whose projections these are not.
+
+        Raises:
+            EngineError: one is missing, or of another shape.
+        """
+        linears = _linears(model)
+        for path, change in self.changes.items():
+            _target(linears, path, change)
+
     def digest(self) -> str:
         """A digest of all that it changes."""
         digest = sha256()
