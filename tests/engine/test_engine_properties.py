@@ -75,6 +75,7 @@ ARRIVALS = st.lists(
     max_batch_tokens=st.sampled_from([1, 2, 5, 16, 512]),
     max_sequences=st.sampled_from([1, 3, 10]),
     drafts=st.sampled_from([(0, None), (0, None), (3, None), (1, 0), (4, 1)]),
+    decode_graphs=st.booleans(),
 )
 def test_every_reply_is_the_plain_loops(
     tiny_model: TinyModel,
@@ -85,6 +86,7 @@ def test_every_reply_is_the_plain_loops(
     max_batch_tokens: int,
     max_sequences: int,
     drafts: tuple[int, int | None],
+    decode_graphs: bool,
 ) -> None:
     num_drafts, draft_seed = drafts
     log: list[StepStats] = []
@@ -98,6 +100,7 @@ def test_every_reply_is_the_plain_loops(
         max_sequences=max_sequences,
         num_drafts=num_drafts,
         draft_model=None if draft_seed is None else new_tiny_model(draft_seed),
+        decode_graphs=decode_graphs,
         on_step=log.append,
     )
     engine.generate([[1]], SamplingParams(max_tokens=1))

@@ -188,6 +188,7 @@ class Llama4(LanguageModel):
     """
 
     config_class: ClassVar[type[ModelConfig]] = Llama4Config
+    steps_are_fixed = False  # the tokens of each expert are counted on the host
     config: Llama4Config
 
     def __init__(self, config: Llama4Config) -> None:
