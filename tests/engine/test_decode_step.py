@@ -182,7 +182,7 @@ def test_what_does_not_go_together_is_refused(tiny_model: TinyModel) -> None:
     packed.initialize(seed=0)
     projection = packed.model.layers[0].mlp.up_proj
     projection.load_packed(FORMATS.load("q8_0").pack(projection.dense()))
-    with pytest.raises(EngineError, match="packed weights decide") as caught:
+    with pytest.raises(EngineError, match="weights in q8_0 decide") as caught:
         Engine(packed, compile=True)
     assert "packed=False" in str(caught.value.hint)
 

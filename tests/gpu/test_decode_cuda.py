@@ -11,11 +11,14 @@ from engine_arrivals import ARRIVALS, LIMITS, Arrival, check_replies
 from hypothesis import HealthCheck, given, settings
 from tiny_engine_model import TinyConfig, new_tiny_model, run_plain_loop
 
+from camelid.codecs import DEVICE_FORMATS
 from camelid.engine.decode_step import DecodeContext
 from camelid.engine.engine import Engine, StepStats
 from camelid.engine.kv_cache import CACHES, PagedContext
 from camelid.engine.params import SamplingParams
+from camelid.engine.protocol import Completion
 from camelid.model.attention import Chunks, Reach, Window
+from camelid.model.device_weights import pack_projections
 from camelid.model.llama import Llama, LlamaConfig
 from camelid.model.lora import LoraAdapter, LoraConfig
 from camelid.model.opt import OPT, OPTConfig
@@ -48,6 +51,13 @@ def new_opt() -> OPT:
 def distance(ours: torch.Tensor, expected: torch.Tensor) -> float:
     """‖ours − expected‖ / ‖expected‖."""
     return float((ours.double() - expected.double()).norm() / expected.double().norm())
+
+
+def check_logprobs(model: Llama, prompt: list[int], reply: Completion, *, within: float) -> None:
+    """The reply's log-probabilities are those that the plain engine gives the same text."""
+    expected = Engine(model).logits([*prompt, *reply.token_ids]).log_softmax(-1)
+    for place, logprob in enumerate(reply.logprobs, len(prompt) - 1):
+        assert logprob.logprob == pytest.approx(float(expected[place, logprob.token_id]), abs=within)
 
 
 @pytest.mark.parametrize("cache_format", CACHES)
@@ -134,6 +144,28 @@ def test_bf16_steps_that_are_recorded_score_as_plain_ones_do() -> None:
     params = SamplingParams(max_tokens=100, logprobs=True)
     recorded = Engine(model, decode_graphs=True).generate(PROMPTS, params)
     for prompt, reply in zip(PROMPTS, recorded, strict=True):
-        expected = Engine(model).logits([*prompt, *reply.token_ids]).log_softmax(-1)
-        for place, logprob in enumerate(reply.logprobs):
-            assert logprob.logprob == pytest.approx(float(expected[len(prompt) + place - 1, logprob.token_id]), abs=0.1)
+        check_logprobs(model, prompt, reply, within=0.1)
+
+
+@pytest.mark.parametrize(("format", "tolerance"), [("int8", 1e-2), ("int8_dynamic", 3e-2), ("int4", 0.15)])
+def test_projections_of_few_bits_compute_nearly_what_dense_ones_do(format: str, tolerance: float) -> None:
+    pytest.importorskip("torchao", reason="needs torchao; runs where camelid[torchao] is installed")
+    torch.manual_seed(0)
+    weight = torch.randn(384, 256, device=CUDA, dtype=torch.bfloat16)
+    packed = DEVICE_FORMATS.load(format).pack(weight)
+    for num_tokens in (1, 7, 40):
+        x = torch.randn(num_tokens, 256, device=CUDA, dtype=torch.bfloat16)
+        product = DEVICE_FORMATS.load(format).matmul(x, packed)
+        assert distance(product, x.double() @ weight.double().T) < tolerance
+        assert distance(product, x.double() @ DEVICE_FORMATS.load(format).unpack(packed).double().T) < 2e-2
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_steps_over_few_bits_are_recorded(format: str) -> None:
+    pytest.importorskip("torchao", reason="needs torchao; runs where camelid[torchao] is installed")
+    model = new_llama(torch.bfloat16)
+    pack_projections(model, format)
+    params = SamplingParams(max_tokens=60, logprobs=True)
+    recorded = Engine(model, decode_graphs=True).generate(PROMPTS, params)
+    for prompt, reply in zip(PROMPTS, recorded, strict=True):
+        check_logprobs(model, prompt, reply, within=0.1)

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from camelid.base.errors import EngineError
+from camelid.model.linear import Matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor, nn
+
+    from camelid.codecs.packed import PackedTensor
 
 WARM_UPS = 2
 """Runs before the recorded one: libraries choose and load their kernels, and compilers compile."""
@@ -73,7 +76,10 @@ class Recorder:
     def __init__(self, model: nn.Module, device: Device) -> None:
         self._device = device
         self._holders = [(module._parameters, name) for module in model.modules() for name in module._parameters]
+        self._matrices = [module for module in model.modules() if isinstance(module, Matrix)]
         self._addresses: list[int] = []
+        self._packed: list[PackedTensor | None] = []
+        """Held, so that none is taken for another that came to lie in its place."""
         self._recordings: dict[tuple[int, ...], Recording] = {}
 
     def run(self, inputs: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
@@ -87,10 +93,12 @@ class Recorder:
         Raises:
             EngineError: the step does what can't be recorded.
         """
-        addresses = self._current_addresses()
-        if addresses != self._addresses:
+        found = (parameters.get(name) for parameters, name in self._holders)
+        addresses = [0 if parameter is None else parameter.data_ptr() for parameter in found]
+        packed = [matrix.packed for matrix in self._matrices]
+        if addresses != self._addresses or any(a is not b for a, b in zip(packed, self._packed, strict=True)):
             self._recordings.clear()
-            self._addresses = addresses
+            self._addresses, self._packed = addresses, packed
         recording = self._recordings.get(inputs.shape)
         if recording is None:
             try:
@@ -101,7 +109,3 @@ class Recorder:
                 ) from error
         recording.replay()
         return recording.out
-
-    def _current_addresses(self) -> list[int]:
-        found = (parameters.get(name) for parameters, name in self._holders)
-        return [0 if parameter is None else parameter.data_ptr() for parameter in found]

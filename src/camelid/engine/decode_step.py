@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from camelid.base.errors import EngineError
+from camelid.codecs import DEVICE_FORMATS, codec_of
 from camelid.engine.decode_graphs import CudaDevice, Recorder
 from camelid.model.attention import AttentionContext
 from camelid.model.linear import Matrix
@@ -125,12 +126,14 @@ def new_decode_step(
         asked = "compile" if compiled else "decode_graphs"
         if not model.steps_are_fixed:
             raise EngineError(f"{type(model).__name__} decides within a step what to run", where=asked)
-        if any(isinstance(m, Matrix) and m.packed is not None for m in model.modules()):
-            raise EngineError(
-                "products with packed weights decide within a step what to run",
-                where=asked,
-                hint="load the model with packed=False",
-            )
+        formats = {m.packed.format for m in model.modules() if isinstance(m, Matrix) and m.packed is not None}
+        for format in sorted(formats - (DEVICE_FORMATS.keys() if compiled else set())):
+            if not codec_of(format).steps_are_fixed:
+                raise EngineError(
+                    f"products with weights in {format} decide within a step what to run",
+                    where=asked,
+                    hint="compile=True" if format in DEVICE_FORMATS else "load the model with packed=False",
+                )
     recorder = Recorder(model, CudaDevice(cache.device)) if records else None
     limits = {"max_sequences": max_sequences, "max_context": max_context}
     return DecodeStep(model, cache, recorder=recorder, compiled=compiled, **limits)

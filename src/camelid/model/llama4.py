@@ -100,6 +100,12 @@ class Experts(nn.Module):
         return linear(gated(gate_RF, up_RF), self.down_proj[expert].T)
 
 
+class Router(Linear):
+    """Scores the experts. What it says is a choice: a small error makes another one."""
+
+    stays_exact = True
+
+
 class MixtureOfExperts(nn.Module):
     """shared(x) + Σ expert(sigmoid(score) · x) over the best experts of each token.
 
@@ -111,7 +117,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.num_chosen = config.num_experts_per_tok
         self.experts = Experts(config)
-        self.router = Linear(config.hidden_size, config.num_local_experts)
+        self.router = Router(config.hidden_size, config.num_local_experts)
         self.shared_expert = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(self, x_TE: Tensor) -> Tensor:
