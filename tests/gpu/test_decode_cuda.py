@@ -169,3 +169,33 @@ def test_steps_over_few_bits_are_recorded(format: str) -> None:
     recorded = Engine(model, decode_graphs=True).generate(PROMPTS, params)
     for prompt, reply in zip(PROMPTS, recorded, strict=True):
         check_logprobs(model, prompt, reply, within=0.1)
+
+
+@pytest.mark.parametrize("decode_graphs", [False, True])
+def test_compiled_replies_are_the_plain_ones_and_nothing_is_compiled_twice(decode_graphs: bool) -> None:
+    model = new_llama()
+    params = SamplingParams(max_tokens=60)
+    expected = [reply.token_ids for reply in Engine(model).generate(PROMPTS, params)]
+    torch.compiler.reset()
+    counts = torch._dynamo.utils.counters["stats"]
+    counts.clear()
+    engine = Engine(model, compile=True, decode_graphs=decode_graphs)
+    assert [reply.token_ids for reply in engine.generate(PROMPTS, params)] == expected
+    engine.generate(PROMPTS[:1], params)
+    assert counts["unique_graphs"] == 2
+    long = [[*range(90), *range(90), *range(90), n] for n in range(3)]
+    together = [reply.token_ids for reply in engine.generate(long, params)]
+    assert counts["unique_graphs"] == 2
+    assert together == [reply.token_ids for reply in Engine(model).generate(long, params)]
+
+
+@pytest.mark.parametrize("format", ["int8", "int8_dynamic"])
+def test_compiled_steps_over_8_bits_are_recorded(format: str) -> None:
+    pytest.importorskip("torchao", reason="needs torchao; runs where camelid[torchao] is installed")
+    model = new_llama(torch.bfloat16)
+    pack_projections(model, format)
+    torch.compiler.reset()
+    engine = Engine(model, compile=True, decode_graphs=True)
+    recorded = engine.generate(PROMPTS[:3], SamplingParams(max_tokens=30, logprobs=True))
+    for prompt, reply in zip(PROMPTS, recorded, strict=False):
+        check_logprobs(model, prompt, reply, within=0.2)

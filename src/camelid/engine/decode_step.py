@@ -48,8 +48,8 @@ class DecodeStep:
         max_sequences: sequences of a step, at most.
         max_context: tokens of a sequence, at most.
         recorder: what records and replays the operations of a step; None: they run one by one.
-        compiled: let torch.compile fuse them; it takes from seconds to minutes, once for one sequence and once or
-            twice for more.
+        compiled: let torch.compile fuse them, which takes from seconds to minutes: once for one sequence, and once for
+            any other number.
     """
 
     def __init__(
@@ -67,9 +67,7 @@ class DecodeStep:
         self._sizes = buckets(1, max_sequences)
         self._table_sizes = buckets(-(-SHORTEST // cache.block_size), -(-max_context // cache.block_size))
         self._recorder = recorder
-        self._step: Callable[[Tensor], Tensor] = (
-            torch.compile(self._scores, fullgraph=True) if compiled else self._scores
-        )
+        self._step = _compiled(self._scores) if compiled else self._scores
         self._inputs: dict[tuple[int, int], StepInputs] = {}
 
     @staticmethod
@@ -137,6 +135,25 @@ def new_decode_step(
     recorder = Recorder(model, CudaDevice(cache.device)) if records else None
     limits = {"max_sequences": max_sequences, "max_context": max_context}
     return DecodeStep(model, cache, recorder=recorder, compiled=compiled, **limits)
+
+
+def _compiled(step: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    compiled: Callable[[Tensor], Tensor] = torch.compile(step, fullgraph=True)
+
+    def run(inputs_BX: Tensor) -> Tensor:
+        for dim in range(inputs_BX.ndim):
+            if inputs_BX.shape[dim] > 1:  # a size of 1 is compiled apart
+                torch._dynamo.mark_dynamic(inputs_BX, dim)
+        try:
+            return compiled(inputs_BX)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).strip().splitlines()[:2])
+            raise EngineError(
+                f"the model's step can't be compiled: {reason}",
+                hint="make the engine without compile, or install a C++ compiler",
+            ) from error
+
+    return run
 
 
 class StepInputs:
