@@ -17,6 +17,7 @@ from camelid.engine.engine import Engine, StepStats
 from camelid.engine.kv_cache import CACHES, PagedContext
 from camelid.engine.params import SamplingParams
 from camelid.engine.protocol import Completion
+from camelid.kernels.paged_cuda import paged_attention_on
 from camelid.model.attention import Chunks, Reach, Window
 from camelid.model.device_weights import pack_projections
 from camelid.model.llama import Llama, LlamaConfig
@@ -63,7 +64,7 @@ def check_logprobs(model: Llama, prompt: list[int], reply: Completion, *, within
 @pytest.mark.parametrize("cache_format", CACHES)
 @pytest.mark.parametrize("reach", [None, Window(40), Chunks(64)])
 @pytest.mark.parametrize("heads", [(9, 3), (32, 8), (4, 4)])
-@pytest.mark.parametrize("head_dim", [64, 80, 128])
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
 @torch.inference_mode()
 def test_steps_of_one_form_attend_as_the_plain_context_does(
     cache_format: str, reach: Reach | None, heads: tuple[int, int], head_dim: int
@@ -80,9 +81,12 @@ def test_steps_of_one_form_attend_as_the_plain_context_does(
             ours.copy_(torch.randn(ours.shape, device=CUDA) * (1 if ours.is_floating_point() else 20))
             theirs.copy_(ours)
         positions = torch.tensor(cached_lens, device=CUDA)
-        ours = DecodeContext(caches[0], positions, padded).attend(1, q, k, v, scale=0.1, reach=reach)
         plain = PagedContext(caches[1], [1] * 5, cached_lens, tables).attend(1, q, k, v, scale=0.1, reach=reach)
-        assert distance(ours, plain) < tolerance
+        kernel = paged_attention_on(CUDA, dtype, head_dim)
+        assert kernel is not None, "Triton comes with torch for CUDA"
+        for attention in (None, kernel):
+            context = DecodeContext(caches[0], positions, padded, attention)
+            assert distance(context.attend(1, q, k, v, scale=0.1, reach=reach), plain) < tolerance
 
 
 @pytest.mark.parametrize("build", [new_llama, new_opt])

@@ -14,21 +14,22 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from camelid.base.errors import EngineError
 from camelid.codecs import DEVICE_FORMATS, codec_of
 from camelid.engine.decode_graphs import CudaDevice, Recorder
+from camelid.kernels.paged_cuda import paged_attention_on
 from camelid.model.attention import AttentionContext
 from camelid.model.linear import Matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
-
     from camelid.engine.kv_cache import PagedKVCache, Rows
     from camelid.engine.sequence import Chunk
+    from camelid.kernels.paged_cuda import PagedAttention
     from camelid.model.attention import Reach
     from camelid.model.base import LanguageModel
 
@@ -67,6 +68,8 @@ class DecodeStep:
         self._sizes = buckets(1, max_sequences)
         self._table_sizes = buckets(-(-SHORTEST // cache.block_size), -(-max_context // cache.block_size))
         self._recorder = recorder
+        head_dim = model.config.head_dim
+        self._attention = paged_attention_on(cache.device, cache.dtype, head_dim) if cache.is_exact else None
         self._step = _compiled(self._scores) if compiled else self._scores
         self._inputs: dict[tuple[int, int], StepInputs] = {}
 
@@ -101,7 +104,7 @@ class DecodeStep:
     def _scores(self, inputs_BX: Tensor) -> Tensor:
         """The step itself: fp32 [B, V]."""
         positions_B = inputs_BX[:, POSITION]
-        context = DecodeContext(self._cache, positions_B, inputs_BX[:, TABLE:])
+        context = DecodeContext(self._cache, positions_B, inputs_BX[:, TABLE:], self._attention)
         return self._model.logits(self._model(inputs_BX[:, ID], positions_B, context))
 
 
@@ -200,10 +203,15 @@ class DecodeContext(AttentionContext):
         cache: where keys and values are kept.
         positions_B: of the new tokens.
         tables_BN: the sequences' blocks, in order; what lies behind a sequence's own is any block.
+        attention: what reads the blocks of an exact cache where they lie; None: they are gathered.
     """
 
-    def __init__(self, cache: PagedKVCache, positions_B: Tensor, tables_BN: Tensor) -> None:
+    def __init__(
+        self, cache: PagedKVCache, positions_B: Tensor, tables_BN: Tensor, attention: PagedAttention | None = None
+    ) -> None:
         self._cache = cache
+        self._tables_BN = tables_BN
+        self._attention = attention
         self._positions_B1 = positions_B[:, None]
         size = cache.block_size
         places = torch.arange(size, device=tables_BN.device)
@@ -216,7 +224,12 @@ class DecodeContext(AttentionContext):
     ) -> Tensor:
         """Write the new keys and values into their slots, then attend within each sequence."""
         keys, values = self._cache.write(layer, self._own_slots_B1.flatten(), k_TKD, v_TKD)
-        return self._gathered(q_THD, keys, values, scale, reach)
+        if self._attention is None or not isinstance(keys, Tensor) or not isinstance(values, Tensor):
+            return self._gathered(q_THD, keys, values, scale, reach)
+        positions_B = self._positions_B1[:, 0]
+        first_keys_B = None if reach is None else reach.first_key(positions_B)
+        where = self._tables_BN, positions_B, first_keys_B
+        return self._attention(q_THD, keys, values, *where, self._cache.block_size, scale)
 
     def _gathered(self, q_BHD: Tensor, keys: Rows, values: Rows, scale: float, reach: Reach | None) -> Tensor:
         """Attention over a copy of all slots of the tables. Heads that share keys are taken for one head's queries."""
