@@ -8,8 +8,9 @@ from hypothesis import event
 from hypothesis import strategies as st
 from tiny_engine_model import PlainLoop, TinyModel, new_tiny_model
 
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
+from camelid.engine.step import StepStats
 
 STOP = 3
 CONTEXT = 40

@@ -16,9 +16,10 @@ from camelid.base.errors import EngineError
 from camelid.codecs import FORMATS
 from camelid.engine.decode_graphs import Recorder, Recording
 from camelid.engine.decode_step import DecodeContext, DecodeStep, buckets
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.kv_cache import CACHES, PagedContext
 from camelid.engine.params import SamplingParams
+from camelid.engine.step import StepStats
 from camelid.model.attention import Chunks, Reach, Window
 from camelid.model.llama import Llama, LlamaConfig
 

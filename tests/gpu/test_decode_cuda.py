@@ -13,10 +13,11 @@ from tiny_engine_model import TinyConfig, new_tiny_model, run_plain_loop
 
 from camelid.codecs import DEVICE_FORMATS
 from camelid.engine.decode_step import DecodeContext
-from camelid.engine.engine import Engine, StepStats
+from camelid.engine.engine import Engine
 from camelid.engine.kv_cache import CACHES, PagedContext
 from camelid.engine.params import SamplingParams
 from camelid.engine.protocol import Completion
+from camelid.engine.step import StepStats
 from camelid.kernels.paged_cuda import paged_attention_on
 from camelid.model.attention import Chunks, Reach, Window
 from camelid.model.device_weights import pack_projections
