@@ -16,9 +16,12 @@ CHECK = """
 import math
 import torch
 from camelid.engine.decode_step import DecodeContext
+from camelid.engine.engine import Engine
 from camelid.engine.kv_cache import PagedKVCache
+from camelid.engine.params import SamplingParams
 from camelid.kernels import paged_triton
 from camelid.model.attention import Chunks, Window
+from camelid.model.llama import Llama, LlamaConfig
 from tiny_engine_model import TinyConfig
 
 torch.manual_seed(0)
@@ -42,6 +45,17 @@ for heads, head_dim, paged_triton.PROGRAMS in kinds:
             ]
             theirs, ours = (context.attend(1, q, k, v, scale=0.2, reach=reach) for context in contexts)
             torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+shape = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+model = Llama.from_config(LlamaConfig(**shape, **heads, initializer_range=0.2))
+model.initialize(seed=0)
+prompts = [[7, 1, 5], [9] * 40, list(range(60))]
+each = [SamplingParams(max_tokens=9 - 3 * n) for n in range(3)]
+expected = [reply.token_ids for reply in Engine(model).generate(prompts, each)]
+engine = Engine(model, decode_graphs=True)
+engine._runner.decode_step._attention = paged_triton.paged_attention
+assert [reply.token_ids for reply in engine.generate(prompts, each)] == expected
 print("checked")
 """
 

@@ -214,9 +214,8 @@ class DecodeContext(AttentionContext):
         self._attention = attention
         self._positions_B1 = positions_B[:, None]
         size = cache.block_size
-        places = torch.arange(size, device=tables_BN.device)
-        self._slots_BL = (tables_BN[:, :, None] * size + places).flatten(1)
-        self._own_slots_B1 = self._slots_BL.gather(1, self._positions_B1)
+        own_blocks_B1 = tables_BN.gather(1, self._positions_B1 // size)
+        self._own_slots_B1 = own_blocks_B1 * size + self._positions_B1 % size
         self._reads: dict[Reach | None, tuple[Tensor, Tensor]] = {}
 
     def attend(
@@ -246,12 +245,15 @@ class DecodeContext(AttentionContext):
 
     def _reads_within(self, reach: Reach | None) -> tuple[Tensor, Tensor]:
         """Slots to read, and which of them count; made once per step, by the first layer with this reach."""
-        keys_L = torch.arange(self._slots_BL.shape[1], device=self._slots_BL.device)
+        size = self._cache.block_size
+        places = torch.arange(size, device=self._tables_BN.device)
+        slots_BL = (self._tables_BN[:, :, None] * size + places).flatten(1)
+        keys_L = torch.arange(slots_BL.shape[1], device=slots_BL.device)
         visible_BL = keys_L <= self._positions_B1
         if reach is not None:
             visible_BL &= keys_L >= reach.first_key(self._positions_B1)
         # What is not seen is read from the new token's slot: unwritten memory could hold NaN, which no mask removes.
-        slots = self._slots_BL.where(visible_BL, self._own_slots_B1).flatten()
+        slots = slots_BL.where(visible_BL, self._own_slots_B1).flatten()
         self._reads[reach] = slots, visible_BL[:, None, None, :]
         return self._reads[reach]
 
