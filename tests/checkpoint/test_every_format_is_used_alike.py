@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from tiny_llama2c import llama2_c_file
 
 import camelid
+from camelid.base.errors import ConfigError
 from camelid.checkpoint import convert, load_model, open_checkpoint, save_huggingface
 from camelid.cli.main import main
+from camelid.model.linear import Matrix
 from camelid.model.llama import Llama, LlamaConfig
 from camelid.tokenizer import load_tokenizer
 
@@ -59,6 +62,17 @@ def test_load_gives_the_same_reply(models: dict[str, str], format: str) -> None:
     expected = camelid.load(models["huggingface"], dtype="float32").generate(prompt, **settings)
     reply = camelid.load(models[format], dtype="float32").generate(prompt, **settings)
     assert reply.token_ids == expected.token_ids
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao; runs where camelid[torchao] is installed")
+@pytest.mark.parametrize("format", ["huggingface", "gguf"])
+def test_projections_are_quantised_on_loading(models: dict[str, str], format: str) -> None:
+    llm = camelid.load(models[format], dtype="float32", device="cpu", quantize="int8")
+    packed = {m.packed.format for m in llm.model.modules() if isinstance(m, Matrix) and m.packed is not None}
+    assert packed == {"int8"}
+    assert len(llm.generate("The river", max_tokens=5, ignore_eos=True).token_ids) == 5
+    with pytest.raises(ConfigError, match="cannot be kept packed and become int8"):
+        camelid.load(models[format], packed=True, quantize="int8")
 
 
 @pytest.mark.parametrize("format", FORMATS[1:])

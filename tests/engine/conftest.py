@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-from tiny_engine_model import PlainLoop, TinyModel, new_tiny_model
+from functools import partial
 
-from camelid.engine.params import SamplingParams
-from camelid.engine.sampling import sample
-from camelid.engine.sequence import Sequence
-from camelid.model.attention import PackedContext
-from camelid.model.base import LanguageModel
+import pytest
+from tiny_engine_model import PlainLoop, TinyModel, new_tiny_model, run_plain_loop
 
 
 @pytest.fixture(scope="session")
@@ -27,23 +22,5 @@ def own_model() -> TinyModel:
 
 @pytest.fixture(scope="session")
 def plain_loop(tiny_model: TinyModel) -> PlainLoop:
-    """Continue one prompt by running the whole sequence again for every token: no cache, no batch, no blocks."""
-
-    @torch.inference_mode()
-    def run(
-        prompt: list[int], params: SamplingParams, *, stop_ids: tuple[int, ...] = (), model: LanguageModel = tiny_model
-    ) -> list[int]:
-        room = model.config.max_position_embeddings - len(prompt)
-        row = Sequence(0, list(prompt), params, seed=params.seed or 0, stop_ids=frozenset(), max_length=10**9)
-        ids = row.token_ids
-        while len(ids) - len(prompt) < min(room, params.max_tokens or room):
-            context = PackedContext([len(ids)])
-            hidden = model(torch.tensor(ids), context.positions(), context)
-            [token] = sample(model.logits(hidden[-1:]), [row])
-            assert token is not None
-            if token in {*stop_ids, *params.stop_token_ids}:
-                break
-            ids.append(token)
-        return ids[len(prompt) :]
-
-    return run
+    """`run_plain_loop` over the tiny model, unless told otherwise."""
+    return partial(run_plain_loop, model=tiny_model)

@@ -32,7 +32,8 @@ def llama(tiny_llm: LLM) -> Llama:
     return tiny_llm.model.double()
 
 
-def test_each_reply_is_that_of_the_model_with_its_adapter_merged(llama: Llama) -> None:
+@pytest.mark.parametrize("decode_graphs", [False, True])
+def test_each_reply_is_that_of_the_model_with_its_adapter_merged(llama: Llama, decode_graphs: bool) -> None:
     adapters = {name: new_adapter(llama, seed) for name, seed in (("a", 1), ("b", 2))}
     expected = {}
     for name in (None, "a", "b"):
@@ -44,7 +45,7 @@ def test_each_reply_is_that_of_the_model_with_its_adapter_merged(llama: Llama) -
     assert len({tuple(reply) for reply in expected.values()}) == 3
 
     log: list[StepStats] = []
-    engine = Engine(llama, block_size=4, on_step=log.append)
+    engine = Engine(llama, block_size=4, decode_graphs=decode_graphs, on_step=log.append)
     for name, adapter in adapters.items():
         engine.add_adapter(name, adapter)
     order = [None, "a", "b", "a", None]

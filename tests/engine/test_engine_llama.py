@@ -27,8 +27,8 @@ PROMPTS = [[5, 17, 99, 3], [130], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 
 
 @pytest.mark.parametrize(
     "limits",
-    [{}, {"max_batch_tokens": 5}, {"cache_tokens": 64, "block_size": 4}],
-    ids=["together", "in chunks", "with preemption"],
+    [{}, {"max_batch_tokens": 5}, {"cache_tokens": 64, "block_size": 4}, {"decode_graphs": True}],
+    ids=["together", "in chunks", "with preemption", "in steps of one form"],
 )
 def test_greedy_replies_equal_those_of_transformers(limits: dict[str, int]) -> None:
     transformers = pytest.importorskip("transformers")

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
 from camelid.engine.protocol import StepOutput
+from camelid.engine.sampling import sample
+from camelid.engine.sequence import Sequence
 from camelid.engine.step import StepStats
-from camelid.model.attention import AttentionContext
+from camelid.model.attention import AttentionContext, PackedContext
 from camelid.model.base import LanguageModel, ModelConfig
 from camelid.model.linear import Linear
 
@@ -111,3 +113,22 @@ def free_blocks(engine: Engine) -> int:
     engine.on_step = seen.append
     engine.generate([[1]], SamplingParams(max_tokens=1))
     return seen[-1].num_free_blocks
+
+
+@torch.inference_mode()
+def run_plain_loop(
+    prompt: list[int], params: SamplingParams, *, stop_ids: tuple[int, ...] = (), model: LanguageModel
+) -> list[int]:
+    """Continue one prompt by running the whole sequence again for every token: no cache, no batch, no blocks."""
+    room = model.config.max_position_embeddings - len(prompt)
+    row = Sequence(0, list(prompt), params, seed=params.seed or 0, stop_ids=frozenset(), max_length=10**9)
+    ids, device = row.token_ids, next(model.parameters()).device
+    while len(ids) - len(prompt) < min(room, params.max_tokens or room):
+        context = PackedContext([len(ids)])
+        hidden = model(torch.tensor(ids, device=device), context.positions(device), context)
+        [token] = sample(model.logits(hidden[-1:]), [row])
+        assert token is not None
+        if token in {*stop_ids, *params.stop_token_ids}:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]

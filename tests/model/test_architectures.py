@@ -67,8 +67,8 @@ def their_replies(variant: str) -> list[list[int]]:
 @pytest.mark.parametrize("variant", ["opt", "opt-350m", "galactica", "llama4", "llama4 scout", "llama4 maverick"])
 @pytest.mark.parametrize(
     "limits",
-    [{}, {"max_batch_tokens": 5}, {"cache_tokens": 128, "block_size": 4}],
-    ids=["together", "in chunks", "with preemption"],
+    [{}, {"max_batch_tokens": 5}, {"cache_tokens": 128, "block_size": 4}, {"decode_graphs": True}],
+    ids=["together", "in chunks", "with preemption", "in steps of one form"],
 )
 def test_greedy_replies_equal_those_of_transformers(variant: str, limits: dict[str, int]) -> None:
     log: list[StepStats] = []

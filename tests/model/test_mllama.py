@@ -107,8 +107,8 @@ def their_replies() -> list[list[int]]:
 
 @pytest.mark.parametrize(
     "limits",
-    [{}, {"max_batch_tokens": 5, "max_images": 3}, {"cache_tokens": 128, "block_size": 4}],
-    ids=["together", "in chunks, few images at a time", "with preemption"],
+    [{}, {"max_batch_tokens": 5, "max_images": 3}, {"cache_tokens": 128, "block_size": 4}, {"decode_graphs": True}],
+    ids=["together", "in chunks, few images at a time", "with preemption", "in steps of one form"],
 )
 def test_greedy_replies_equal_those_of_transformers(limits: dict[str, int]) -> None:
     log: list[StepStats] = []

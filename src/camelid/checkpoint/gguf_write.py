@@ -23,7 +23,7 @@ from camelid.checkpoint.gguf_metadata import architecture_named, generation_meta
 from camelid.checkpoint.gguf_mix import DENSE_FILE_TYPES, MIXES, Shape, choose_format, find_mix
 from camelid.checkpoint.layer_names import split_layer
 from camelid.checkpoint.load import described_tensors
-from camelid.codecs import FORMATS
+from camelid.codecs import FORMATS, codec_of
 from camelid.codecs.packed import PackedTensor
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def _rows(value: Tensor | PackedTensor, weight: _Weight) -> Iterator[Tensor | Pa
 def _in_format(rows: Tensor | PackedTensor, weight: _Weight) -> Tensor:
     if isinstance(rows, PackedTensor) and rows.format == weight.format:
         return rows.data
-    dense = FORMATS.load(rows.format).unpack(rows) if isinstance(rows, PackedTensor) else rows
+    dense = codec_of(rows.format).unpack(rows) if isinstance(rows, PackedTensor) else rows
     if weight.format not in _GGUF_DENSE:
         try:
             return FORMATS.load(weight.format).pack(dense).data

@@ -9,7 +9,7 @@ import torch
 
 from camelid.base.errors import ConfigError
 from camelid.checkpoint.load import described_tensors
-from camelid.codecs import FORMATS
+from camelid.codecs import FORMATS, codec_of
 from camelid.codecs.packed import PackedTensor
 from camelid.model.linear import Matrix
 
@@ -116,7 +116,7 @@ def dense(value: Tensor | PackedTensor, dtype: torch.dtype, name: str) -> Tensor
         ConfigError: a finite number is too large for `dtype`.
     """
     if isinstance(value, PackedTensor):
-        unpacked = FORMATS.load(value.format).unpack(value, dtype)
+        unpacked = codec_of(value.format).unpack(value, dtype)
         if dtype == torch.float16 and not unpacked.isfinite().all():  # a block's scale may be a large half itself
             raise _too_large(dtype, name)
         return unpacked

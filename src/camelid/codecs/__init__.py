@@ -14,6 +14,7 @@ from camelid.base.registry import Registry
 
 if TYPE_CHECKING:
     from camelid.codecs.base import BlockCodec
+    from camelid.codecs.torchao import DeviceFormat
 
 FORMATS: Registry[BlockCodec] = Registry(
     "weight format",
@@ -43,3 +44,23 @@ FORMATS: Registry[BlockCodec] = Registry(
         "tq2_0": "camelid.codecs.rare:TQ2_0",
     },
 )
+
+DEVICE_FORMATS: Registry[DeviceFormat] = Registry(
+    "weight format for a device",
+    "camelid.device_formats",
+    {
+        "int4": "camelid.codecs.torchao:INT4",
+        "int8": "camelid.codecs.torchao:INT8",
+        "int8_dynamic": "camelid.codecs.torchao:INT8_DYNAMIC",
+    },
+)
+"""Formats that weights take once they are loaded; no file holds them."""
+
+
+def codec_of(format: str) -> BlockCodec | DeviceFormat:
+    """What knows a packed weight's format, in a file or on a device.
+
+    Raises:
+        NotFoundError: no such format; the hint holds the nearest ones.
+    """
+    return DEVICE_FORMATS.load(format) if format in DEVICE_FORMATS else FORMATS.load(format)

@@ -46,6 +46,8 @@ class BlockCodec(ABC):
     block_size: ClassVar[int]
     """Elements of a block."""
     block_bytes: ClassVar[int]
+    steps_are_fixed: ClassVar[bool] = False
+    """Whether the operations of a product follow from shapes alone, so that they can be recorded."""
 
     def has_kernel(self, device: torch.device) -> bool:
         """Whether a native kernel multiplies with blocks as they lie on this device."""

@@ -17,8 +17,9 @@ class PackedTensor:
     """
 
     data: Tensor
-    """uint8 [rows, bytes per row], contiguous; may be a memory-mapped, read-only view."""
+    """uint8 [rows, bytes per row], contiguous; may be a memory-mapped, read-only view. Formats for devices have their
+    own."""
     format: str
-    """A key of `camelid.codecs.FORMATS`."""
+    """A key of `camelid.codecs.FORMATS`, or of `DEVICE_FORMATS`."""
     shape: tuple[int, ...]
     """The logical shape; the last dimension is the packed one."""

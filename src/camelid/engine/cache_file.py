@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from camelid.base.errors import FormatError
 from camelid.base.files import atomic_file, check_free_space, existing_file
+from camelid.codecs import DEVICE_FORMATS
 from camelid.engine.block_manager import KEY_BYTES
 from camelid.model.linear import Matrix
 
@@ -94,7 +95,7 @@ def weights_digest(model: nn.Module) -> str:
 
 def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     packed = [
-        (f"{path}.packed", module.packed.data)
+        (f"{path}.packed", module.dense() if module.packed.format in DEVICE_FORMATS else module.packed.data)
         for path, module in model.named_modules()
         if isinstance(module, Matrix) and module.packed is not None
     ]

@@ -13,6 +13,7 @@ from camelid.engine.admission import Admission
 from camelid.engine.block_manager import BlockManager
 from camelid.engine.cache_file import restore_cache, save_cache
 from camelid.engine.cache_size import allocate_cache, cache_capacity, checked_context, images_in_memory
+from camelid.engine.decode_step import new_decode_step
 from camelid.engine.invariant import check_rounds_alone_in_tiles, rounds_alone
 from camelid.engine.kv_cache import CACHES, PagedContext, PagedKVCache
 from camelid.engine.model_runner import ModelRunner
@@ -77,6 +78,9 @@ class Engine(Generator):
             an eighth of the free memory, but at least one.
         batch_invariant: compute each reply to the same bits whatever runs beside it, at a cost where the native kernels
             do not do so anyway (see `is_batch_invariant` and docs/decisions/0012).
+        decode_graphs: record decoding steps on a CUDA device and replay them (docs/decisions/0020). Steps with guesses,
+            adapters or images run as without. Elsewhere such steps run in the same form, unrecorded.
+        compile: let torch.compile fuse decoding steps; the first few then take from seconds to minutes.
         num_drafts: tokens that are guessed ahead per step and checked together; 0: none. Replies stay the same.
         draft_model: who guesses, a smaller model of the same vocabulary; None: what followed the same words before.
         vocabulary: makes what the engine knows of text, for grammars, banned strings and DRY's breakers.
@@ -84,7 +88,8 @@ class Engine(Generator):
             next.
 
     Raises:
-        EngineError: an option that is no whole number, or too small, or of another kind.
+        EngineError: an option that is no whole number, or too small, or of another kind, or that does not go with the
+            others or with this model.
         ResourceError: the cache does not fit into memory, or `max_context` not into the cache.
     """
 
@@ -102,6 +107,8 @@ class Engine(Generator):
         max_sequences: int = 64,
         max_images: int | None = None,
         batch_invariant: bool = False,
+        decode_graphs: bool = False,
+        compile: bool = False,
         num_drafts: int = 0,
         draft_model: LanguageModel | None = None,
         vocabulary: Callable[[], Vocabulary] | None = None,
@@ -160,12 +167,18 @@ class Engine(Generator):
         proposer = self._new_proposer(draft_model)
         self._adapters = Adapters(model)
         is_native = rounds_alone(model, self.device, self.dtype)
-        self.is_batch_invariant = batch_invariant or is_native
+        has_own_steps = decode_graphs or compile
+        self.is_batch_invariant = batch_invariant or (is_native and not has_own_steps)
         """Whether a reply's bits hang on its own request alone, whatever runs beside it."""
         if batch_invariant:
             check_rounds_alone_in_tiles(model)
-        cache = self._allocate(num_blocks, cache_kind)
+            if has_own_steps:
+                raise EngineError("decoding steps of one form round with the batch", where="batch_invariant")
+        cache = self._allocate(num_blocks + has_own_steps, cache_kind)  # they have a block for their padding
         self._runner = ModelRunner(model, cache, self._adapters, in_tiles=batch_invariant and not is_native)
+        if has_own_steps:
+            limits = {"max_sequences": max_sequences, "max_context": self.max_context}
+            self._runner.decode_step = new_decode_step(model, cache, recorded=decode_graphs, compiled=compile, **limits)
         self._requests = Requests(self._scheduler)
         self._turns = Turns(lambda: self._scheduler.rebuild(self._requests))
         self._stepper = Stepper(self._scheduler, self._runner, proposer, self._requests)

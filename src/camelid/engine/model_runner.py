@@ -14,6 +14,7 @@ from camelid.engine.sampling.logprobs import token_logprobs
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from camelid.engine.decode_step import DecodeStep
     from camelid.engine.kv_cache import PagedKVCache
     from camelid.engine.sequence import Chunk
     from camelid.model.base import LanguageModel
@@ -35,18 +36,23 @@ class ModelRunner:
         self.adapters = adapters
         self.in_tiles = in_tiles
         """Whether torch works in tiles of one shape, so that a token's result hangs on its own sequence alone."""
+        self.decode_step: DecodeStep | None = None
+        """What runs the steps that it takes; None: all steps run as any mix of chunks does."""
 
     @torch.inference_mode()
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Compute the chunks' tokens, keep their keys and values, and score what follows the chunks that are last.
 
         Returns:
-            Logits fp32 [B, V]: for each chunk whose `is_last` holds a row, and a row behind each of its guesses.
+            Logits fp32 [B, V]: for each chunk whose `is_last` holds a row, and a row behind each of its guesses. The
+            next run may write over them.
         """
         for chunk in chunks:
             sequence = chunk.sequence
             if sequence.images and sequence.memory is None:
                 sequence.memory = self.model.image_memory(sequence.images, sequence.image_positions)
+        if self.decode_step is not None and self.decode_step.takes(chunks):
+            return self.decode_step.run(chunks)
         context = (InvariantContext if self.in_tiles else PagedContext)(
             self.cache,
             [chunk.length + len(chunk.drafts) for chunk in chunks],

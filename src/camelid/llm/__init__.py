@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 from camelid.base.errors import (
     CamelidError,
     ChatFormatError,
+    ConfigError,
     EngineError,
     SamplingError,
     TokenizerError,
@@ -61,6 +62,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     packed: bool | None = None,
+    quantize: str | None = None,
     **engine_options: Any,
 ) -> LLM:
     """Open a model: weights, tokenizer, chat format.
@@ -70,6 +72,8 @@ def load(
         device: "cpu", "cuda", …; None picks the best present.
         dtype: "float32", "bfloat16" or "float16"; None keeps what suits the device.
         packed: keep quantised weights in their blocks; None: wherever there is a native kernel for them.
+        quantize: "int8", "int4" or "int8_dynamic" (activations in 8 bits too): what torchao packs projections into once
+            they are loaded (`pip install 'camelid[torchao]'`); int4 in bfloat16 on a CUDA device only.
         engine_options: further arguments of `camelid.engine.engine.Engine`.
 
     Raises:
@@ -77,12 +81,17 @@ def load(
         FormatError: a file is not what it says it is.
         TokenizerError: the tokenizer does not fit the model.
         EngineError: an unknown engine option.
-        ResourceError: the model does not fit into memory.
+        ResourceError: the model does not fit into memory, or torchao is not installed.
+        ConfigError: `quantize` does not go with `packed`, the device, the dtype or the model's shape.
     """
     from camelid.base.runtime import parse_dtype, pick_device
     from camelid.checkpoint import load_model, model_config, open_checkpoint
     from camelid.checkpoint.catalogue import resolve
 
+    if packed and quantize:
+        raise ConfigError(
+            f"weights cannot be kept packed and become {quantize}", where="quantize", hint="leave packed out"
+        )
     checkpoint = open_checkpoint(resolve(str(path_or_name)))
     try:
         tokenizer = checkpoint.load_tokenizer()
@@ -91,8 +100,12 @@ def load(
             checkpoint,
             device=pick_device(None if device is None else str(device)),
             dtype=None if dtype is None else parse_dtype(dtype),
-            packed=packed,
+            packed=False if quantize else packed,
         )
+        if quantize:
+            from camelid.model.device_weights import pack_projections
+
+            pack_projections(model, quantize)
         return LLM(
             model,
             tokenizer,

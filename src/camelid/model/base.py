@@ -38,6 +38,9 @@ class LanguageModel(nn.Module, ABC):
     image_reader_class: ClassVar[type[ImageReader] | None] = None
     """Prepares images for `image_memory`; None: the model reads text only."""
 
+    steps_are_fixed: ClassVar[bool] = True
+    """Whether the operations of a forward pass follow from its tensors' shapes, so that they can be recorded."""
+
     config: ModelConfig
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""A weight matrix whose format is its own affair: dense, or in blocks of one of `camelid.codecs.FORMATS`.
+"""A weight matrix whose format is its own affair: dense, or packed in one of the formats of `camelid.codecs`.
 
 Shape suffixes: T tokens, I inputs (columns of the weight), O outputs (rows).
 """
@@ -6,14 +6,14 @@ Shape suffixes: T tokens, I inputs (columns of the weight), O outputs (rows).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from camelid.base.errors import FormatError
-from camelid.codecs import FORMATS
+from camelid.codecs import codec_of
 from camelid.kernels.attention import vector_width
 from camelid.kernels.elementwise import runs_natively, swiglu
 from camelid.kernels.product import gated_linear, linear, linears, multiplies_natively
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from camelid.codecs.base import BlockCodec
     from camelid.codecs.packed import PackedTensor
+    from camelid.codecs.torchao import DeviceFormat
 
 
 class Matrix(nn.Module):
@@ -35,6 +36,8 @@ class Matrix(nn.Module):
         columns: inputs of a projection, or the size of an embedding.
     """
 
+    stays_exact: ClassVar[bool] = False
+    """Whether the weight stays as it is where others are packed for a device."""
     weight: nn.Parameter | None
     """The dense parameter; None once packed."""
     packed: PackedTensor | None
@@ -45,7 +48,7 @@ class Matrix(nn.Module):
         self.shape = (rows, columns)
         self.weight = nn.Parameter(torch.empty(rows, columns))
         self.packed = None
-        self._codec: BlockCodec | None = None
+        self._codec: BlockCodec | DeviceFormat | None = None
 
     def load_packed(self, packed: PackedTensor) -> None:
         """Replace the weight by packed blocks; nothing is unpacked.
@@ -59,7 +62,7 @@ class Matrix(nn.Module):
         """
         if tuple(packed.shape) != self.shape:
             raise FormatError(f"a packed weight has the shape {tuple(packed.shape)} where {self.shape} belongs")
-        self._codec = FORMATS.load(packed.format)
+        self._codec = codec_of(packed.format)
         self.packed = packed
         self.weight = None
 

@@ -23,7 +23,7 @@ from camelid.model.attention import Chunks
 from camelid.model.base import LanguageModel, ModelConfig
 from camelid.model.initialize import fill_normal
 from camelid.model.layers import Embedding, FeedForward, RMSNorm
-from camelid.model.linear import Linear, Matrix, gated
+from camelid.model.linear import Linear, Matrix, gated, project
 from camelid.model.llama4_config import Llama4Config
 from camelid.model.rotary import AdjacentRotaryEmbedding
 
@@ -99,6 +99,12 @@ class Experts(nn.Module):
         return linear(gated(gate_RF, up_RF), self.down_proj[expert].T)
 
 
+class Router(Linear):
+    """Scores the experts. What it says is a choice: a small error makes another one."""
+
+    stays_exact = True
+
+
 class MixtureOfExperts(nn.Module):
     """shared(x) + Σ expert(sigmoid(score) · x) over the best experts of each token.
 
@@ -110,7 +116,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.num_chosen = config.num_experts_per_tok
         self.experts = Experts(config)
-        self.router = Linear(config.hidden_size, config.num_local_experts)
+        self.router = Router(config.hidden_size, config.num_local_experts)
         self.shared_expert = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(self, x_TE: Tensor) -> Tensor:
@@ -187,6 +193,7 @@ class Llama4(LanguageModel):
     """
 
     config_class: ClassVar[type[ModelConfig]] = Llama4Config
+    steps_are_fixed = False  # the tokens of each expert are counted on the host
     config: Llama4Config
 
     def __init__(self, config: Llama4Config) -> None:
