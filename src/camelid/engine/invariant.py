@@ -92,6 +92,9 @@ class InvariantContext(PagedContext):
         self._num_tokens = len(self.positions)
         self.positions = F.pad(self.positions, (0, num_padded(self._num_tokens) - self._num_tokens))
 
+    def paged_place(self, layer: int) -> None:
+        """No block runs in one call here: its rows are padded."""
+
     def attend(
         self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float, reach: Reach | None = None
     ) -> Tensor:

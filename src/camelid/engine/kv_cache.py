@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from camelid.kernels.block import PagedPlace
 from camelid.kernels.paged import (
     PagedLayout,
     layout,
@@ -219,6 +220,18 @@ class PagedContext(AttentionContext):
         for route in routes:
             out_THD[route.rows] = route.attend(q_THD, k_TKD, v_TKD, keys, values, scale)
         return out_THD
+
+    def paged_place(self, layer: int) -> PagedPlace | None:
+        """Where the tokens lie in the layer's cache, if that is in fp32 on a CPU."""
+        cache = self._cache
+        if not cache.is_exact or cache.device.type != "cpu" or cache.dtype != torch.float32:
+            return None
+        return PagedPlace(cache.keys[layer], cache.values[layer], self._slots_T, self._layout)
+
+    @cached_property
+    def _slots_T(self) -> Tensor:
+        slots = self._slots
+        return slots if isinstance(slots, Tensor) else torch.arange(slots.start, slots.stop, device=self._cache.device)
 
     def _attend_natively(
         self, q_THD: Tensor, keys: Rows, values: Rows, scale: float, reach: Reach | None

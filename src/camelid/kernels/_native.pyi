@@ -144,3 +144,18 @@ def gated_product(
     num_threads: int,
     /,
 ) -> None: ...
+def transformer_block(
+    instruction_set: str,
+    sizes: tuple[int, int, int, int, int, int],
+    eps: float,
+    scale: float,
+    weights: list[int],
+    x: int,
+    cos: int,
+    sin: int,
+    cache: tuple[int, int, int, int, int, int, int],
+    workspace: int,
+    out: int,
+    num_threads: int,
+    /,
+) -> None: ...

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from camelid.kernels.block import PagedPlace
     from camelid.model.image_memory import ImageMemory
 
 
@@ -74,6 +75,10 @@ class AttentionContext(ABC):
 
     images: ImageReads | None = None
     """How tokens attend to the images of their sequence; None: no sequence has any."""
+
+    def paged_place(self, layer: int) -> PagedPlace | None:
+        """Where the tokens lie in the layer's cache, for a block that runs in one native call; None: it cannot."""
+        return None
 
     @abstractmethod
     def attend(

@@ -153,6 +153,16 @@ def project_gated(x_TI: Tensor, gate: Linear, up: Linear) -> Tensor:
     return gated_linear(x_TI, gate.weight, up.weight)
 
 
+def plain_weights(*projections: Linear) -> list[Tensor] | None:
+    """The weights of projections that are nothing but a product with them: dense, no biases, no adapters' hooks."""
+    weights: list[Tensor] = []
+    for projection in projections:
+        if projection.weight is None or projection.bias is not None or projection._forward_hooks:
+            return None
+        weights.append(projection.weight)
+    return weights
+
+
 def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """silu(gate) ⊙ up: [T, F]."""
     return swiglu(gate_TF, up_TF) if runs_natively(gate_TF, up_TF) else F.silu(gate_TF) * up_TF

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import nn
 
+from camelid.kernels.block import BlockWeights, block_runs_on, transformer_block
 from camelid.model.base import LanguageModel, ModelConfig
 from camelid.model.initialize import fill_normal
 from camelid.model.layers import Embedding, FeedForward, RMSNorm
-from camelid.model.linear import Linear, Matrix, project
+from camelid.model.linear import Linear, Matrix, plain_weights, project
 from camelid.model.llama_config import LlamaConfig
 from camelid.model.rotary import RotaryEmbedding
 
@@ -76,9 +77,29 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x_TE: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor:
         """[T, E] → [T, E]."""
+        if (native_TE := self._in_one_call(x_TE, rotation, context)) is not None:
+            return native_TE
         h_TE = x_TE + self.self_attn(self.input_layernorm(x_TE), rotation, context)
         y_TE: Tensor = h_TE + self.mlp(self.post_attention_layernorm(h_TE))
         return y_TE
+
+    def _in_one_call(self, x_TE: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor | None:
+        """The same natively, to the same bits; None where that cannot be."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        attention, mlp = self.self_attn, self.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        weights = plain_weights(*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        place = context.paged_place(attention.layer)
+        if weights is None or place is None:
+            return None
+        q, k, v, o, gate, up, down = weights
+        norms = self.input_layernorm.weight, self.post_attention_layernorm.weight
+        all_weights = BlockWeights(norms[0], q, k, v, o, norms[1], gate, up, down)
+        if not block_runs_on(x_TE, all_weights, attention.head_dim):
+            return None
+        angles = rotation.cos_T1D, rotation.sin_T1D
+        return transformer_block(x_TE, all_weights, *angles, place, eps=self.input_layernorm.eps, scale=attention.scale)
 
 
 class Decoder(nn.Module):

@@ -332,6 +332,60 @@ void gated_product(const std::string &set, const std::pair<std::size_t, std::siz
     });
 }
 
+// sums = x + y, element by element; `sums` may be one of them.
+void add(const float *x, const float *y, float *sums, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) sums[i] = x[i] + y[i];
+}
+
+// tokens, hidden size, heads, key/value heads, head dimension, width of the feed-forward layer
+using BlockSizes = std::tuple<std::size_t, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t>;
+
+// A step's place in the cache: sequences, their number, block tables, block size; slots, keys, values.
+using BlockCache = std::tuple<std::uintptr_t, std::size_t, std::uintptr_t, std::size_t, std::uintptr_t, std::uintptr_t,
+                              std::uintptr_t>;
+
+// A whole pre-norm block of rotary attention and SwiGLU: h = x + attention(norm(x)); out = h + feed_forward(norm(h)). The
+// weights are those of the first norm, queries, keys, values, output, second norm, gate, up, down; the workspace has
+// 3 · (hidden + heads · dim + key heads · dim + width) floats for each token.
+void transformer_block(const std::string &set, const BlockSizes &sizes, float eps, float scale,
+                       const std::vector<std::uintptr_t> &weights, std::uintptr_t x, std::uintptr_t cos,
+                       std::uintptr_t sin, const BlockCache &cache, std::uintptr_t workspace, std::uintptr_t out,
+                       std::size_t num_threads) {
+    const auto [tokens, hidden, num_heads, num_key_heads, dim, width] = sizes;
+    const auto [sequences, num_sequences, tables, block_size, slots, keys, values] = cache;
+    const std::size_t q_width = num_heads * dim, k_width = num_key_heads * dim, qkv_width = q_width + 2 * k_width;
+    float *normed = floats(workspace), *qkv = normed + tokens * hidden, *turned = qkv + tokens * qkv_width;
+    float *attended = turned + tokens * (q_width + k_width), *added = attended + tokens * q_width;
+    float *both = added + tokens * hidden, *gated = both + tokens * 2 * width, *h = gated + tokens * width;
+    const auto address = [](const float *values) { return reinterpret_cast<std::uintptr_t>(values); };
+    // Of a weight [outputs, inputs], whose transpose is the right factor.
+    const auto transposed = [](std::uintptr_t weight, std::size_t inputs) { return MatrixAddress{weight, 1, inputs}; };
+
+    rms_norm(set, x, weights[0], eps, address(normed), tokens, hidden, num_threads);
+    product(set, {tokens, hidden}, {address(normed), hidden, 1},
+            {{transposed(weights[1], hidden), q_width, address(qkv)},
+             {transposed(weights[2], hidden), k_width, address(qkv + q_width)},
+             {transposed(weights[3], hidden), k_width, address(qkv + q_width + k_width)}},
+            qkv_width, false, num_threads);
+    rotate(set, {address(qkv), qkv_width}, cos, sin, false, address(turned), tokens, num_heads + num_key_heads, dim,
+           num_threads);
+    const Address queries{address(turned), q_width + k_width};
+    store_rows({address(turned + q_width), q_width + k_width}, {address(qkv + q_width + k_width), qkv_width}, slots, tokens,
+               keys, values, k_width, num_threads);
+    paged_attention(set, sequences, tables, {num_sequences, block_size, num_heads, num_key_heads, dim}, scale, {0, 0},
+                    queries, {keys, 0}, {values, 0}, {address(attended), q_width}, num_threads);
+    product(set, {tokens, q_width}, {address(attended), q_width, 1},
+            {{transposed(weights[4], q_width), hidden, address(added)}}, hidden, false, num_threads);
+    add(floats(x), added, h, tokens * hidden);
+
+    rms_norm(set, address(h), weights[5], eps, address(normed), tokens, hidden, num_threads);
+    gated_product(set, {tokens, hidden}, {address(normed), hidden, 1}, transposed(weights[6], hidden),
+                  transposed(weights[7], hidden), width, address(both), address(gated), num_threads);
+    product(set, {tokens, width}, {address(gated), width, 1}, {{transposed(weights[8], width), hidden, address(added)}},
+            hidden, false, num_threads);
+    add(h, added, floats(out), tokens * hidden);
+}
+
 }  // namespace
 }  // namespace camelid
 
@@ -353,5 +407,6 @@ NB_MODULE(_native, module) {
     module.def("rotate", &camelid::rotate, nb::call_guard<nb::gil_scoped_release>());
     module.def("softmax_shares", &camelid::softmax_shares, nb::call_guard<nb::gil_scoped_release>());
     module.def("product", &camelid::product, nb::call_guard<nb::gil_scoped_release>());
+    module.def("transformer_block", &camelid::transformer_block, nb::call_guard<nb::gil_scoped_release>());
     module.def("gated_product", &camelid::gated_product, nb::call_guard<nb::gil_scoped_release>());
 }
