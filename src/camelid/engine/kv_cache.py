@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from camelid.kernels.block import PagedPlace
+from camelid.kernels.block import PagedPlace, Workspace
 from camelid.kernels.paged import (
     PagedLayout,
     layout,
@@ -64,6 +64,8 @@ class PagedKVCache:
         layers = range(config.num_cached_layers)
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
+        self.workspace = Workspace()
+        """For blocks that run in one native call."""
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -226,7 +228,7 @@ class PagedContext(AttentionContext):
         cache = self._cache
         if not cache.is_exact or cache.device.type != "cpu" or cache.dtype != torch.float32:
             return None
-        return PagedPlace(cache.keys[layer], cache.values[layer], self._slots_T, self._layout)
+        return PagedPlace(cache.keys[layer], cache.values[layer], self._slots_T, self._layout, cache.workspace)
 
     @cached_property
     def _slots_T(self) -> Tensor:

@@ -34,6 +34,23 @@ class PagedPlace:
     slots_T: Tensor
     """int64 on the CPU: where the step's keys and values go."""
     layout: PagedLayout
+    workspace: Workspace
+
+
+class Workspace:
+    """Memory for what lies between a block's kernels, kept from block to block: fresh pages cost more than the norms.
+
+    (Reading 16 prompts of 160 tokens with a 15M model: 114,000 page faults without it, a third of the time.)
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.float32, device="cpu")
+
+    def of(self, num_floats: int) -> Tensor:
+        """At least so many floats, whatever they hold; those handed out before are void."""
+        if len(self._memory) < num_floats:
+            self._memory = torch.empty(num_floats, dtype=torch.float32, device="cpu")
+        return self._memory
 
 
 class BlockWeights(NamedTuple):
@@ -99,7 +116,7 @@ def transformer_block(
     assert weights.down.shape == (hidden, width)
     assert cos_T1D.shape == sin_T1D.shape == (tokens, 1, head_dim)
     assert len(place.slots_T) == tokens
-    workspace = x_TE.new_empty(tokens, 3 * (hidden + q_width + k_width + width))
+    workspace = place.workspace.of(tokens * 3 * (hidden + q_width + k_width + width))
     out_TE = torch.empty_like(x_TE)
     layout = place.layout
     kernels.native().transformer_block(
