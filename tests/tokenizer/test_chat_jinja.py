@@ -247,6 +247,18 @@ SMOLLM2 = (
 )
 
 
+def test_a_content_that_is_null_is_not_there_as_in_transformers(oracle):
+    template = "{% for m in messages %}{{ m.content }}{{ m.tool_calls is defined }}{{ 'content' in m }};{% endfor %}"
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": "Hello", "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    assert text(jinja(template), messages) == "HelloFalseTrue;TrueFalse;"
+    theirs = oracle["chatml"].apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert theirs == "HelloFalseTrue;TrueFalse;"
+
+
 def test_smollm2_speaks_with_its_own_system_prompt(oracle):
     expected = oracle["chatml"].apply_chat_template(
         HELLO, chat_template=SMOLLM2, add_generation_prompt=True, return_dict=True, tokenize=True

@@ -15,6 +15,7 @@ import pytest
 from camelid.base.errors import ChatFormatError
 from camelid.tokenizer.chat import chat_format_for
 from camelid.tokenizer.chat_format import ChatFormat
+from camelid.tokenizer.chat_jinja import JinjaFormat
 
 SYSTEM, USER = "<|start_header_id|>system<|end_header_id|>\n\n", "<|start_header_id|>user<|end_header_id|>\n\n"
 ASSISTANT, IPYTHON = USER.replace("user", "assistant"), USER.replace("user", "ipython")
@@ -205,3 +206,10 @@ def test_ids_of_the_released_vocabulary():
     ]  # fmt: skip
     assert rendered.mask == [False] * 16 + [True] * 3
     assert set(chat.stop_ids) == {128001, 128008, 128009}
+
+
+def test_a_date_that_llama_cpp_gives_unasked_is_not_told(chat):
+    own = JinjaFormat(chat.tokenizer, chat.template)
+    messages = [{"role": "user", "content": "Hello"}]
+    assert own.render(messages, date_string=DATE).ids == chat.render(messages, date_string=DATE).ids
+    assert own.render(messages, date_string=DATE, datetime="Sep 21 2024").ids == chat.render(messages).ids

@@ -52,9 +52,6 @@ class Llama2Format(NativeFormat):
 {%- else %}
     {{- raise_exception('user and assistant must take turns, and the user must begin') }}
 {%- endfor %}
-{%- if add_generation_prompt and turns[-1].role != 'user' %}
-    {{- raise_exception('the last message must be of the user') }}
-{%- endif %}
 """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

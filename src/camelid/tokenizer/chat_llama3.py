@@ -45,6 +45,8 @@ class Llama3Format(NativeFormat):
         {"<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}
     )
     template = """\
+{#- llama.cpp gives every template today's datetime and date_string, unasked #}
+{%- set date_string = none if datetime else date_string %}
 {%- set builtin = builtin_tools or [] %}
 {%- set has_system = messages[0].role == 'system' %}
 {%- set system = (messages[0].content if has_system else '').strip() %}

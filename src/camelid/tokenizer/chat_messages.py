@@ -46,8 +46,9 @@ class Message:
         role: one of `ROLES`.
         content: its text, "" where there is none (an assistant that only calls tools).
         tool_calls: the calls of an assistant's message.
-        data: the whole message as plain JSON, text parts joined and call arguments parsed: what a template sees. Where
-            the content shows images it stays a list of parts, as templates for them expect.
+        data: the whole message as plain JSON, text parts joined and call arguments parsed: what a template sees. Fields
+            that are null are left out, as transformers does, since many templates would write "None". Where the content
+            shows images it stays a list of parts, as templates for them expect.
         parts: the content as texts and images.
     """
 
@@ -145,7 +146,7 @@ def _check_message(message: Mapping[str, Any], where: str) -> Message:
     if not isinstance(message, Mapping):
         _refuse(f"a message is an object, not {_kind(message)}", where)
     message, images = take_images(message, where)
-    data = _object(message, where, "a message")
+    data = {key: value for key, value in _object(message, where, "a message").items() if value is not None}
     role = data.get("role")
     if role not in ROLES:
         what = "the message has no role" if role is None else f"there is no role {role!r}"
