@@ -32,6 +32,7 @@ from camelid.checkpoint.catalogue import resolve
 from camelid.checkpoint.conversion import convert
 from camelid.codecs import FORMATS
 from camelid.codecs.packed import PackedTensor
+from camelid.data.compression import compression_of, open_binary
 from camelid.engine.params import SamplingParams
 from camelid.evaluate.verify import TEXTS
 
@@ -108,12 +109,16 @@ def kl(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 
 def text_windows(file: Path, tokenizer: Tokenizer, bos: int | None, count: int, context: int) -> list[list[int]]:
-    """The first windows of a file of texts, each after a begin-of-sequence token where the model wants one."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    text = "\n\n".join(json.loads(line)["text"] for line in lines[:200])
-    ids = tokenizer.encode(text)
+    """The first whole windows of a file of texts, each after a begin-of-sequence token where the model wants one."""
     width = min(WINDOW, context) - (bos is not None)
-    windows = [ids[i * width : (i + 1) * width] for i in range(count)]
+    texts: list[str] = []
+    with open_binary(file, compression_of(file)) as lines:
+        for line in lines:
+            texts.append(json.loads(line)["text"])
+            if sum(map(len, texts)) > 10 * count * width:
+                break
+    ids = tokenizer.encode("\n\n".join(texts))
+    windows = [ids[i * width : (i + 1) * width] for i in range(min(count, len(ids) // width))]
     return windows if bos is None else [[bos, *window] for window in windows]
 
 
