@@ -8,6 +8,9 @@ other files they may differ, since llama.cpp rounds activations to the precision
 precision for float16, to 8 bits in blocks for quantised ones) and camelid keeps them in float32: for these, where the
 first continuation parts and the KL divergence on a text, of llama.cpp from camelid and of both from the float32 model.
 
+transformers opens every one of the GGUF files as well and unpacks it, so its tokens must be camelid's from the same
+file, and so must the ids that its tokenizer and chat template give.
+
 `--stories` takes llama2.c's .bin, which needs Llama 2's tokenizer.model beside it, through all formats and back.
 llama.cpp comes as `llama_cpp_peer` says.
 """
@@ -63,13 +66,31 @@ def greedy_by_camelid(path: Path, prompts: Sequence[Sequence[int]], num_tokens: 
     return [reply.token_ids for reply in llm.engine.generate([list(ids) for ids in prompts], params)]
 
 
+def named(path: Path) -> dict[str, str]:
+    """A folder or a GGUF file as transformers' `from_pretrained` wants it said."""
+    place, file = "pretrained_model_name_or_path", {"gguf_file": path.name}
+    return {place: str(path)} if path.is_dir() else {place: str(path.parent), **file}
+
+
 @torch.inference_mode()
 def greedy_by_transformers(path: Path, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(**named(path), dtype=torch.float32).eval()
     settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": num_tokens}
     input_ids = torch.tensor(prompts)
     out = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), **settings)
     return [row[len(ids) :] for ids, row in zip(prompts, out.tolist(), strict=True)]
+
+
+def reads_alike_in_transformers(path: Path) -> bool:
+    """Whether transformers cuts the texts, and a conversation of them, into the same tokens as camelid."""
+    llm = camelid.load(path, device="cpu")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**named(path))
+    same = all(tokenizer(text)["input_ids"] == llm.encode_prompt(text) for text in TEXTS)
+    if llm.chat_template is None:
+        return same
+    chat = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(TEXTS[:5])]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return same and ids == llm.encode_prompt(chat)
 
 
 def choices_of_llama_cpp(
@@ -160,6 +181,7 @@ def compare_model(source: Path, folder: Path, text: Path, num_tokens: int, num_w
         f"each file in camelid and in llama.cpp; KL over {sum(map(len, windows))} tokens of {text.name}, nats per token"
     )
     print(f"  {'':8}{'MB':>7}{'camelid | llama.cpp':>24}{'f32 | camelid':>16}{'f32 | llama.cpp':>18}  greedy")
+    good = all(count == 0 for count, _ in differences.values())
     reference = logits_by_camelid(files["f32"], windows)
     for name, path in files.items():
         ours, theirs = logits_by_camelid(path, windows), logits_by_llama_cpp(path, windows)
@@ -167,7 +189,12 @@ def compare_model(source: Path, folder: Path, text: Path, num_tokens: int, num_w
         greedy = first_difference(replies, choices_of_llama_cpp(path, prompts, replies))
         columns = f"{kl(ours, theirs):24.2e}{kl(reference, ours):16.2e}{kl(reference, theirs):18.2e}"
         print(f"  {name:8}{path.stat().st_size / 1e6:7.0f}{columns}  {told(greedy, len(prompts))}", flush=True)
-    return all(count == 0 for count, _ in differences.values())
+        theirs_of_file = first_difference(replies, greedy_by_transformers(path, prompts, num_tokens))
+        alike = reads_alike_in_transformers(path)
+        good &= theirs_of_file[0] == 0 and alike
+        what = f"greedy {told(theirs_of_file, len(prompts))}; tokenizer and chat {'alike' if alike else 'DIFFERENT'}"
+        print(f"  {'':8}in transformers: {what}", flush=True)
+    return good
 
 
 def dense(path: Path) -> dict[str, Tensor]:
