@@ -6,6 +6,7 @@ import json
 from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -25,10 +26,9 @@ from camelid.codecs.packed import PackedTensor
 from camelid.model.attention import PackedContext
 from camelid.model.llama import Llama, LlamaConfig
 from camelid.model.rope import LinearRope, Llama3Rope, RopeParameters, YarnRope
+from camelid.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from camelid.checkpoint.base import Checkpoint
 
 LLAMA3 = Llama3Rope(
@@ -109,6 +109,15 @@ def test_transformers_computes_the_same_from_the_file(tmp_path: Path, variant: s
             return
         got = model(ids).logits
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_transformers_opens_a_file_whose_vocabulary_has_no_padding(tmp_path: Path) -> None:
+    llama_2 = load_tokenizer(Path(__file__).parent.parent / "fixtures" / "tokenizers" / "llama2" / "tokenizer.model")
+    folder = folder_with(tmp_path, replace(VARIANTS["grouped"], vocab_size=32_000))
+    written(folder, tmp_path / "m.gguf", tokenizer=llama_2).close()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf")
+    assert model.config.pad_token_id is None
+    assert (model.config.bos_token_id, model.config.eos_token_id) == (1, 2)
 
 
 def test_camelid_computes_the_same_from_the_file(tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ PRE_NAMES: Final = {(pre.cuts, pre.ignore_merges): name for name, pre in reverse
 """How a text is cut, and whether a whole cut that is a token is taken at once → `tokenizer.ggml.pre`."""
 
 _NONE: Final = 2**32 - 1
-"""-1 in the file's unsigned type: SentencePiece readers assume Llama's ids where a key is missing."""
+"""-1 in the file's unsigned type: SentencePiece readers assume Llama's ids where a key is missing.
+
+Not so for padding, of which they assume none; transformers takes the number for an id, and its model fails to open.
+"""
 
 _PADDING_SCORE: Final = -1000.0
 """Lower than that of any piece of a trained vocabulary, so that nothing is merged into a padding piece first."""
@@ -116,7 +119,8 @@ def _sentencepiece(model: SentencePieceModel, vocab_size: int) -> dict[str, Any]
     scores = np.full(vocab_size, _PADDING_SCORE, dtype=np.float32)
     for token_id, piece in enumerate(model.pieces):
         tokens[token_id], types[token_id], scores[token_id] = piece.text, piece.type, piece.score
-    ids = {"bos": model.bos_id, "eos": model.eos_id, "padding": model.pad_id, "unknown": model.unk_id}
+    ids = {"bos": model.bos_id, "eos": model.eos_id, "unknown": model.unk_id}
+    ids |= {"padding": model.pad_id} if 0 <= model.pad_id < vocab_size else {}
     keys: dict[str, Any] = {
         "model": "llama",
         "pre": "default",
