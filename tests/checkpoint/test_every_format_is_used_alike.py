@@ -147,7 +147,7 @@ def tokenizer(run: Callable[..., str], path: str) -> str:
 
 
 def chat(run: Callable[..., str], path: str) -> str:
-    limits = ["--max-tokens", "8", "--temperature", "0", "--no-stats"]
+    limits = ["--max-tokens", "8", "--temperature", "0"]
     return run("chat", path, "--prompt", "Where is the river?", "--dtype", "float32", "--device", "cpu", *limits)
 
 

@@ -22,7 +22,7 @@ from camelid.tokenizer.chat import CHAT_FORMATS, chat_format_for
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from camelid.tokenizer.chat import ChatFormat
+    from camelid.tokenizer.chat_format import ChatFormat
 
 peer = pytest.importorskip(
     "llama_cpp_chat",
