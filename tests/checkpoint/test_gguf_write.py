@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import replace
-from types import SimpleNamespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gguf
