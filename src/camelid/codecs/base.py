@@ -12,11 +12,11 @@ from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from torch.nn import functional as F
 
 from camelid import kernels
 from camelid.base.errors import ConfigError
 from camelid.codecs.packed import PackedTensor
+from camelid.kernels.product import product
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -95,8 +95,8 @@ class BlockCodec(ABC):
     def matmul(self, x_TN: Tensor, packed: PackedTensor) -> Tensor:
         """x @ W.T for a matrix W [R, N] in this format; sums in float32, differentiable in x.
 
-        Few rows of activations are multiplied with the blocks as they lie, by a native kernel where there is one. More
-        are multiplied by torch with a few rows of W at a time, so memory stays bounded.
+        Few rows of activations are multiplied with the blocks as they lie, by a native kernel where there is one. For
+        more, a few rows of W at a time are unpacked and multiplied, so memory stays bounded.
 
         Args:
             x_TN: activations of any floating dtype.
@@ -138,7 +138,7 @@ class BlockCodec(ABC):
         out_TR = float_TN.new_empty(len(x_TN), packed.shape[0])
         for start, data_RB in self._row_chunks(packed):
             weight_RN = self._unpack_data(data_RB, packed.shape[-1])
-            out_TR[:, start : start + len(data_RB)] = F.linear(float_TN, weight_RN)
+            product(float_TN, weight_RN.t(), out_MN=out_TR[:, start : start + len(data_RB)])
         return out_TR.to(x_TN.dtype)
 
     def _row_chunks(self, packed: PackedTensor) -> Iterator[tuple[int, Tensor]]:
