@@ -86,6 +86,13 @@ def test_native_kernels_make_bits_hang_on_the_sequence_alone(llama: Llama, cache
 
 
 @needs_kernels
+def test_so_they_do_where_the_feed_forward_layer_is_no_whole_vectors() -> None:
+    model = Llama.from_config(dataclasses.replace(CONFIG, intermediate_size=389))
+    model.initialize(seed=0)
+    check_that_bits_hang_on_the_sequence_alone(model.float())
+
+
+@needs_kernels
 @pytest.mark.parametrize("kind", ["llama4", "opt"])
 def test_so_they_do_for_other_architectures(kind: str) -> None:
     model: LanguageModel
@@ -97,7 +104,7 @@ def test_so_they_do_for_other_architectures(kind: str) -> None:
         model = OPT.from_config(config)
     else:
         config4 = Llama4Config(
-            vocab_size=300, hidden_size=96, intermediate_size=64, intermediate_size_mlp=128, num_hidden_layers=4,
+            vocab_size=300, hidden_size=96, intermediate_size=72, intermediate_size_mlp=128, num_hidden_layers=4,
             num_attention_heads=6, num_key_value_heads=3, head_dim=16, num_local_experts=4, num_experts_per_tok=2,
             interleave_moe_layer_step=2, attention_chunk_size=32, max_position_embeddings=300, initializer_range=0.1,
         )  # fmt: skip

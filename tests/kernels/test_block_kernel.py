@@ -89,3 +89,18 @@ def test_what_is_more_than_plain_products_goes_its_own_way(monkeypatch: pytest.M
     with torch.no_grad():
         plain.logits(torch.zeros(1, 64))
     assert calls.num == 2 * 3
+
+
+def test_a_module_that_is_more_than_its_class_says_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, seen = Calls(monkeypatch), []
+    for path in ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm", "mlp.down_proj"):
+        model = new_model((2, 2), 32, 64, 96)
+        model.get_submodule(f"model.layers.1.{path}").register_forward_pre_hook(lambda *_: seen.append(1))
+        Engine(model).generate([[1, 2, 3]], SamplingParams(max_tokens=1, ignore_eos=True))
+        assert seen.pop()
+        assert calls.num == 2
+        calls.num = 0
+    model = new_model((2, 2), 32, 64, 96)
+    model.get_submodule("model.layers.0.post_attention_layernorm").eps = 10.0
+    Engine(model).generate([[1, 2, 3]], SamplingParams(max_tokens=1, ignore_eos=True))
+    assert calls.num == 2

@@ -168,3 +168,15 @@ def test_other_tensors_take_torchs_way() -> None:
         assert not paged_attention_runs_on(q[..., :12], keys[..., :12])
         assert not paged_attention_runs_on(q, keys.to(torch.int8))
         assert paged_attention_runs_on(q, keys.to(torch.int8), (keys[..., :1], keys[..., :1]))
+
+
+@pytest.mark.parametrize("table", [[0, 1], [0, 1, 21], [0, 1, -1]])
+def test_a_block_table_that_leads_astray_is_caught_before_anything_is_written(table: list[int]) -> None:
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=32, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=256, head_dim=32,
+    )  # fmt: skip
+    cache = PagedKVCache(config, 21, 16, device=torch.device("cpu"), dtype=torch.float32)
+    PagedContext(cache, [1], [40], [[0, 1, 20]])
+    with pytest.raises(AssertionError, match="block table"):
+        PagedContext(cache, [1], [40], [table])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,9 @@ from camelid.kernels import instruction_sets
 from camelid.kernels.attention import vector_widths
 from camelid.kernels.product import linear, multiplies_natively, product
 from camelid.model.linear import Linear, gated, project, project_gated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SETS = list(vector_widths())
 
@@ -185,3 +190,34 @@ def test_hooks_of_projections_are_called() -> None:
         _, second = project(x, *layers)
         assert torch.equal(second, linear(x, layers[1].weight) + 1)
         assert torch.equal(project_gated(x, *layers), gated(layers[0](x), layers[1](x)))
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:, ::2], lambda x: x[:1, :1].expand(8, 64), lambda x: x.T[:64].T])
+def test_factors_may_lie_in_any_way(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    x, weight = change(random(8, 128)), change(random(8, 128, seed=1))
+    with torch.no_grad():
+        assert_close(linear(x, weight), x.double() @ weight.double().T)
+        assert_close(linear(random(8, 64), weight), random(8, 64).double() @ weight.double().T)
+
+
+@pytest.mark.parametrize("shape", [(100, 64, 0), (8, 0, 4), (0, 64, 4)], ids=str)
+def test_empty_projections_are_empty_or_zero(shape: tuple[int, int, int]) -> None:
+    rows, depth, columns = shape
+    with torch.no_grad():
+        assert torch.equal(linear(torch.empty(rows, depth), torch.empty(columns, depth)), torch.zeros(rows, columns))
+
+
+def test_a_projection_of_another_class_is_called() -> None:
+    class Doubled(Linear):
+        def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x_TI)
+
+    layers, x = [Linear(64, 32), Doubled(64, 32), Linear(64, 32)], random(3, 64)
+    for layer in layers:
+        torch.nn.init.normal_(layer.weight)
+    layers[2].register_forward_pre_hook(lambda _, inputs: (inputs[0] + 1,))
+
+    with torch.no_grad():
+        _, doubled, shifted = project(x, *layers)
+        assert torch.equal(doubled, 2 * linear(x, layers[1].weight))
+        assert torch.equal(shifted, linear(x + 1, layers[2].weight))

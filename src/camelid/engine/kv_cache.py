@@ -86,7 +86,7 @@ class PagedKVCache:
         if isinstance(slots, slice):
             keys[slots] = k_TKD
             values[slots] = v_TKD
-        elif stores_natively(k_TKD, keys):
+        elif stores_natively(k_TKD, v_TKD, keys, values):
             store_rows(k_TKD, v_TKD, slots, keys, values)
         else:
             keys.index_copy_(0, slots, k_TKD)
@@ -197,6 +197,7 @@ class PagedContext(AttentionContext):
         for query_len, cached_len, block_table in zip(query_lens, cached_lens, block_tables, strict=True):
             spans.append(Span(start, query_len, cached_len, block_table))
             start += query_len
+            assert spans[-1].lies_in(cache), "a block table is too short, or names blocks that are not there"
         self.positions = torch.tensor(
             [position for span in spans for position in range(span.cached_len, span.total)],
             dtype=torch.int64,
@@ -277,6 +278,11 @@ class Span:
     def total(self) -> int:
         """Tokens of the sequence after the step."""
         return self.cached_len + self.query_len
+
+    def lies_in(self, cache: PagedKVCache) -> bool:
+        """Whether there is a block for each of its tokens; the native kernels ask no more."""
+        table = self.block_table
+        return len(table) * cache.block_size >= self.total and min(table) >= 0 and max(table) < cache.num_blocks
 
     @property
     def rows(self) -> slice:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from camelid.kernels.paged import PagedLayout
 
 
+KEPT = 2**24
+"""Floats: 64 MB."""
+
+
 @dataclass(frozen=True, slots=True)
 class PagedPlace:
     """Where a step's tokens lie in one layer's cache."""
@@ -40,7 +44,8 @@ class PagedPlace:
 class Workspace:
     """Memory for what lies between a block's kernels, kept from block to block: fresh pages cost more than the norms.
 
-    (Reading 16 prompts of 160 tokens with a 15M model: 114,000 page faults without it, a third of the time.)
+    (Reading 16 prompts of 160 tokens with a 15M model: 114,000 page faults without it, a third of the time.) Beyond
+    `KEPT`, where a block computes for long, it is not kept.
     """
 
     def __init__(self) -> None:
@@ -48,6 +53,8 @@ class Workspace:
 
     def of(self, num_floats: int) -> Tensor:
         """At least so many floats, whatever they hold; those handed out before are void."""
+        if num_floats > KEPT:
+            return torch.empty(num_floats, dtype=torch.float32, device="cpu")
         if len(self._memory) < num_floats:
             self._memory = torch.empty(num_floats, dtype=torch.float32, device="cpu")
         return self._memory
@@ -80,7 +87,8 @@ def block_runs_on(x_TE: Tensor, weights: BlockWeights, head_dim: int) -> bool:
         and x_TE.shape[1] % width == 0
         and len(weights.gate) % width == 0
         and multiplies_natively(x_TE, *(weight for weight in weights if weight.ndim == 2))
-        and all(weight.dtype == torch.float32 and weight.is_contiguous() for weight in weights)
+        and all(weight.shape == x_TE.shape[1:] for weight in (weights.input_norm, weights.feed_forward_norm))
+        and all(weight.is_cpu and weight.dtype == torch.float32 and weight.is_contiguous() for weight in weights)
     )
 
 
@@ -114,7 +122,12 @@ def transformer_block(
     assert weights.o.shape == (hidden, q_width)
     assert weights.up.shape == weights.gate.shape
     assert weights.down.shape == (hidden, width)
+    assert q_width % k_width == 0
     assert cos_T1D.shape == sin_T1D.shape == (tokens, 1, head_dim)
+    for x in (cos_T1D, sin_T1D, place.keys, place.values):
+        assert x.dtype == torch.float32
+        assert x.is_contiguous()
+    assert place.keys.shape == place.values.shape
     assert len(place.slots_T) == tokens
     workspace = place.workspace.of(tokens * 3 * (hidden + q_width + k_width + width))
     out_TE = torch.empty_like(x_TE)

@@ -56,23 +56,24 @@ def store_rows(k_TKD: Tensor, v_TKD: Tensor, slots_T: Tensor, keys: Tensor, valu
     Args:
         k_TKD: new keys, for which `stores_natively` holds.
         v_TKD: new values, likewise.
-        slots_T: int64 on the CPU.
+        slots_T: int64 on the CPU, each one of the slots: the caller answers for that.
         keys: fp32 [slots, K, D], contiguous.
         values: likewise.
     """
-    for x in (k_TKD, v_TKD):
-        assert x.shape[1:] == keys.shape[1:]
+    assert keys.shape == values.shape
+    assert k_TKD.shape == v_TKD.shape == (len(slots_T), *keys.shape[1:])
+    assert slots_T.dtype == torch.int64
     k_TKD, v_TKD = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (k_TKD, v_TKD))
     new = [(x.data_ptr(), x.stride(0)) for x in (k_TKD, v_TKD)]
     where = (slots_T.data_ptr(), len(slots_T), keys.data_ptr(), values.data_ptr(), keys.stride(0))
     kernels.native().store_rows(*new, *where, torch.get_num_threads())
 
 
-def stores_natively(k_TKD: Tensor, keys: Tensor) -> bool:
+def stores_natively(*tensors: Tensor) -> bool:
     """Whether `store_rows` takes these: fp32 on a CPU."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not kernels.native_available():
         return False
-    return type(k_TKD) is torch.Tensor and k_TKD.is_cpu and k_TKD.dtype == keys.dtype == torch.float32
+    return all(type(x) is torch.Tensor and x.is_cpu and x.dtype == torch.float32 for x in tensors)
 
 
 def paged_attention_runs_on(q_THD: Tensor, keys: Tensor, scales: Scales | None = None) -> bool:

@@ -65,7 +65,7 @@ def product(
     assert out_MN.shape == (a_MK.shape[0], b_KN.shape[1])
     assert out_MN.dtype == torch.float32
     assert out_MN.stride(1) == 1
-    a_MK, b_KN = (x if 1 in x.stride() else x.contiguous() for x in (a_MK, b_KN))
+    a_MK, b_KN = _in_lines(a_MK), _in_lines(b_KN)
     factor = (_address(b_KN), b_KN.shape[1], out_MN.data_ptr())
     native, chosen = kernels.native(), instruction_set or kernels.instruction_set()
     shape, out_row = (a_MK.shape[0], a_MK.shape[1]), out_MN.stride(0)
@@ -80,7 +80,7 @@ def linear(
 
     Natively a row of the result has the same bits whatever rows are with it.
     """
-    if not multiplies_natively(x_TI, weight_OI) or not x_TI.numel():
+    if not multiplies_natively(x_TI, weight_OI) or not x_TI.numel() or not weight_OI.numel():
         return F.linear(x_TI, weight_OI, bias_O)
     chosen = instruction_set or kernels.instruction_set()
     if torch.is_grad_enabled():
@@ -93,7 +93,7 @@ def linear(
 def linears(x_TI: Tensor, weights_OI: Sequence[Tensor], *, instruction_set: str | None = None) -> Tensor:
     """x · weightᵀ for several weights, side by side: [T, sum of O], in one pass over them; without gradients.
 
-    For tensors for which `multiplies_natively` holds. The bits are those of `linear`.
+    For tensors for which `multiplies_natively` holds, none of them empty. The bits are those of `linear`.
     """
     return _side_by_side(x_TI, weights_OI, instruction_set or kernels.instruction_set())
 
@@ -101,24 +101,25 @@ def linears(x_TI: Tensor, weights_OI: Sequence[Tensor], *, instruction_set: str 
 def gated_linear(x_TI: Tensor, gate_FI: Tensor, up_FI: Tensor, *, instruction_set: str | None = None) -> Tensor:
     """silu(x · gateᵀ) ⊙ (x · upᵀ): [T, F], in one pass over both; without gradients.
 
-    For tensors for which `multiplies_natively` holds, F a multiple of the vector width. The bits are those of `linear`
-    and `camelid.kernels.elementwise.swiglu`.
+    For tensors for which `multiplies_natively` holds, none of them empty, F a multiple of the vector width. The bits
+    are those of `linear` and `camelid.kernels.elementwise.swiglu`.
     """
     (rows, depth), width = x_TI.shape, gate_FI.shape[0]
     assert gate_FI.shape == up_FI.shape == (width, depth)
+    assert 0 not in (rows, depth, width)
+    x_TI, gate_FI, up_FI = (_in_lines(x) for x in (x_TI, gate_FI, up_FI))
     both_T2F, out_TF = x_TI.new_empty(rows, 2 * width), x_TI.new_empty(rows, width)
-    if rows:
-        kernels.native().gated_product(
-            instruction_set or kernels.instruction_set(),
-            (rows, depth),
-            _address(x_TI),
-            _address_transposed(gate_FI),
-            _address_transposed(up_FI),
-            width,
-            both_T2F.data_ptr(),
-            out_TF.data_ptr(),
-            torch.get_num_threads(),
-        )
+    kernels.native().gated_product(
+        instruction_set or kernels.instruction_set(),
+        (rows, depth),
+        _address(x_TI),
+        _address_transposed(gate_FI),
+        _address_transposed(up_FI),
+        width,
+        both_T2F.data_ptr(),
+        out_TF.data_ptr(),
+        torch.get_num_threads(),
+    )
     return out_TF
 
 
@@ -140,11 +141,11 @@ class _Linear(torch.autograd.Function):
 
 
 def _side_by_side(x_TI: Tensor, weights_OI: Sequence[Tensor], chosen: str | None) -> Tensor:
+    x_TI, weights_OI = _in_lines(x_TI), [_in_lines(weight_OI) for weight_OI in weights_OI]
     rows, depth = x_TI.shape
     widths = [len(weight_OI) for weight_OI in weights_OI]
+    assert 0 not in (rows, depth, *widths)
     out_TO = x_TI.new_empty(rows, sum(widths))
-    if not rows:
-        return out_TO
     place, factors = out_TO.data_ptr(), []
     for weight_OI, width in zip(weights_OI, widths, strict=True):
         assert weight_OI.shape[1] == depth
@@ -153,6 +154,11 @@ def _side_by_side(x_TI: Tensor, weights_OI: Sequence[Tensor], chosen: str | None
     x_address, out_row = _address(x_TI), out_TO.stride(0)
     kernels.native().product(chosen, (rows, depth), x_address, factors, out_row, False, torch.get_num_threads())
     return out_TO
+
+
+def _in_lines(x_MN: Tensor) -> Tensor:
+    """With rows or columns whose numbers lie end to end."""
+    return x_MN if 1 in x_MN.stride() else x_MN.contiguous()
 
 
 def _address(x_MN: Tensor) -> tuple[int, int, int]:

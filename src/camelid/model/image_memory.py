@@ -70,10 +70,10 @@ def image_reads(spans: Sequence[range], memories: Sequence[ImageMemory | None] |
     """
     if memories is None:
         return None
-    starts = accumulate((len(span) for span in spans), initial=0)
+    first_tokens = list(accumulate((len(span) for span in spans), initial=0))[:-1]
     stretches = [
         stretch
-        for span, memory, first in zip(spans, memories, starts, strict=False)
+        for span, memory, first in zip(spans, memories, first_tokens, strict=True)
         if memory is not None
         for stretch in _stretches(span, memory, first)
     ]

@@ -153,11 +153,17 @@ def project_gated(x_TI: Tensor, gate: Linear, up: Linear) -> Tensor:
     return gated_linear(x_TI, gate.weight, up.weight)
 
 
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module does what its class says, and nothing else: no subclass, no hooks, no `forward` of its own."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return type(module) is kind and not hooked and "forward" not in module.__dict__
+
+
 def plain_weights(*projections: Linear) -> list[Tensor] | None:
     """The weights of projections that are nothing but a product with them: dense, no biases, no adapters' hooks."""
     weights: list[Tensor] = []
     for projection in projections:
-        if projection.weight is None or projection.bias is not None or projection._forward_hooks:
+        if not is_plain(projection, Linear) or projection.weight is None or projection.bias is not None:
             return None
         weights.append(projection.weight)
     return weights
@@ -165,11 +171,21 @@ def plain_weights(*projections: Linear) -> list[Tensor] | None:
 
 def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """silu(gate) ⊙ up: [T, F]."""
-    return swiglu(gate_TF, up_TF) if runs_natively(gate_TF, up_TF) else F.silu(gate_TF) * up_TF
+    if runs_natively(gate_TF, up_TF):
+        return swiglu(gate_TF, up_TF)
+    if multiplies_natively(gate_TF, up_TF):
+        # torch's SiLU rounds otherwise behind the last whole vector: a token's bits would hang on the number of tokens.
+        missing = -gate_TF.shape[-1] % (vector_width() or 1)
+        padded = (F.pad(x_TF, (0, missing)) for x_TF in (gate_TF, up_TF))
+        return swiglu(*padded)[:, : gate_TF.shape[-1]]
+    return F.silu(gate_TF) * up_TF
 
 
 def _in_one_pass(x_TI: Tensor, projections: Sequence[Linear]) -> bool:
     """Whether nothing but native products happens in these: dense weights, no gradients and no adapters' hooks."""
-    if torch.is_grad_enabled() or any(p._forward_hooks or p.weight is None for p in projections):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not x_TI.numel():
         return False
-    return multiplies_natively(x_TI, *(p.weight for p in projections if p.weight is not None))
+    if not all(is_plain(p, Linear) for p in projections):
+        return False
+    weights = [p.weight for p in projections if p.weight is not None and p.weight.numel()]
+    return len(weights) == len(projections) and multiplies_natively(x_TI, *weights)

@@ -18,7 +18,7 @@ from camelid.kernels.block import BlockWeights, block_runs_on, transformer_block
 from camelid.model.base import LanguageModel, ModelConfig
 from camelid.model.initialize import fill_normal
 from camelid.model.layers import Embedding, FeedForward, RMSNorm
-from camelid.model.linear import Linear, Matrix, plain_weights, project
+from camelid.model.linear import Linear, Matrix, is_plain, plain_weights, project
 from camelid.model.llama_config import LlamaConfig
 from camelid.model.rotary import RotaryEmbedding
 
@@ -87,19 +87,22 @@ class TransformerBlock(nn.Module):
         """The same natively, to the same bits; None where that cannot be."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        attention, mlp = self.self_attn, self.mlp
+        attention, mlp, norms = self.self_attn, self.mlp, (self.input_layernorm, self.post_attention_layernorm)
+        if not (
+            is_plain(attention, Attention) and is_plain(mlp, FeedForward) and all(is_plain(n, RMSNorm) for n in norms)
+        ):
+            return None
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         weights = plain_weights(*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         place = context.paged_place(attention.layer)
-        if weights is None or place is None:
+        if weights is None or place is None or norms[0].eps != norms[1].eps:
             return None
         q, k, v, o, gate, up, down = weights
-        norms = self.input_layernorm.weight, self.post_attention_layernorm.weight
-        all_weights = BlockWeights(norms[0], q, k, v, o, norms[1], gate, up, down)
+        all_weights = BlockWeights(norms[0].weight, q, k, v, o, norms[1].weight, gate, up, down)
         if not block_runs_on(x_TE, all_weights, attention.head_dim):
             return None
         angles = rotation.cos_T1D, rotation.sin_T1D
-        return transformer_block(x_TE, all_weights, *angles, place, eps=self.input_layernorm.eps, scale=attention.scale)
+        return transformer_block(x_TE, all_weights, *angles, place, eps=norms[0].eps, scale=attention.scale)
 
 
 class Decoder(nn.Module):

@@ -57,7 +57,7 @@ def best_tokens(scores_BV: Tensor) -> tuple[Tensor, Tensor]:
         return best_B, token_B
     grouped_BGC = scores_BV[:, : num_groups * GROUP].view(len(scores_BV), num_groups, GROUP)
     best_B, group_B = grouped_BGC.amax(-1).max(dim=-1)
-    token_B = group_B * GROUP + grouped_BGC[torch.arange(len(scores_BV)), group_B].argmax(-1)
+    token_B = group_B * GROUP + grouped_BGC[torch.arange(len(scores_BV), device=scores_BV.device), group_B].argmax(-1)
     if num_groups * GROUP < scores_BV.shape[1]:
         last_best_B, last_token_B = scores_BV[:, num_groups * GROUP :].max(dim=-1)
         is_last_B = (last_best_B > best_B) | last_best_B.isnan()
