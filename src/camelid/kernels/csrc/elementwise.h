@@ -30,8 +30,8 @@ struct ElementwiseKernels {
     // Turn the pairs (i, i + dim / 2) of every head of tokens [begin, end), or turn them back. `cos` and `sin` have a
     // row of `dim` for each token, the sine negative in the first half; dim / 2 is at least width_factor. A token's heads
     // lie end to end, those of `x` x_row floats behind the token's before.
-    void (*rotate)(const float *x, std::size_t x_row, const float *cos, const float *sin, std::size_t heads, std::size_t dim, bool back,
-                   float *out, std::size_t begin, std::size_t end);
+    void (*rotate)(const float *x, std::size_t x_row, const float *cos, const float *sin, std::size_t heads,
+                   std::size_t dim, bool back, float *out, std::size_t begin, std::size_t end);
 
     // Replace rows [begin, end) of any width by exp(x − largest), and give each row's largest and the sum.
     void (*softmax_shares)(float *x, std::size_t width, float *largest, float *totals, std::size_t begin,

@@ -1,4 +1,5 @@
-// The kernels of float32 tensors for AVX-512 F, BW, DQ and VL. Compiled with those flags, called only where they are present.
+// The kernels of float32 tensors for AVX-512 F, BW, DQ and VL. Compiled with those flags, called only where they are
+// present.
 
 #include <algorithm>
 #include <cmath>

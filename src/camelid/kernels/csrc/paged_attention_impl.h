@@ -3,7 +3,8 @@
 //
 // The keys are taken in tiles of kTileKeys, at positions that are multiples of it, with a running maximum (Milakov and
 // Gimelshein 2018, arXiv 1805.02867). A query's numbers are summed key after key and tile after tile, and what it must not
-// see adds exact zeros (to what is finite): its bits depend neither on the queries beside it, nor on how a prompt was cut, nor on the threads.
+// see adds exact zeros (to what is finite): its bits depend neither on the queries beside it, nor on how a prompt was cut,
+// nor on the threads.
 
 constexpr std::size_t kTileKeys = 64, kCacheLineBytes = 64;
 static_assert(kTileKeys % kLanes == 0);

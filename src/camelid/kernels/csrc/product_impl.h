@@ -147,8 +147,8 @@ inline std::size_t stretch_of(std::size_t depth) {
     return ((depth + stretches - 1) / stretches + kLanes - 1) / kLanes * kLanes;
 }
 
-// Lines [0, kLanes) of the right factor, which lie along the depth, times up to kRows rows of the left one, over one stretch:
-// each square of the lines is transposed in the registers and used there.
+// Lines [0, kLanes) of the right factor, which lie along the depth, times up to kRows rows of the left one, over one
+// stretch: each square of the lines is transposed in the registers and used there.
 template <std::size_t kRows>
 void multiply_lines(std::size_t rows, Matrix a, const float *lines, std::size_t distance, std::size_t depth, float *c,
                     std::size_t c_row, bool add) {
