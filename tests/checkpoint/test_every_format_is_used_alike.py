@@ -146,8 +146,8 @@ def tokenizer(run: Callable[..., str], path: str) -> str:
     return run("tokenizer", "encode", path, "The river")
 
 
-def chat(run: Callable[..., str], path: str) -> str:
-    limits = ["--max-tokens", "8", "--temperature", "0"]
+def chat(run: Callable[..., str], path: str, *options: str) -> str:
+    limits = ["--max-tokens", "8", "--temperature", "0", *options]
     return run("chat", path, "--prompt", "Where is the river?", "--dtype", "float32", "--device", "cpu", *limits)
 
 
@@ -210,9 +210,12 @@ def test_the_verbs_give_the_same(
         assert given == expected[folder, verb]
 
 
-def test_llama2_c_says_that_nothing_tells_how_it_chats(models: dict[str, str], run: Callable[..., str]) -> None:
-    with pytest.raises(AssertionError, match="came without a chat format"):
+def test_llama2_c_has_to_be_told_how_it_chats(models: dict[str, str], run: Callable[..., str]) -> None:
+    with pytest.raises(AssertionError, match=r"(?s)came without a chat format.*--chat-format"):
         chat(run, models["llama2.c"])
+    assert chat(run, models["llama2.c"], "--chat-format", "llama2") == chat(run, models["huggingface"])
+    with pytest.raises(AssertionError, match=r"(?s)chat format.*'llama4'.*llama3"):
+        chat(run, models["llama2.c"], "--chat-format", "llama4")
 
 
 @pytest.mark.parametrize("format", FORMATS[1:])

@@ -113,6 +113,9 @@ class EngineOptions:
     draft_tokens: Annotated[
         int | None, _option(ENGINE, "Guesses per step; without --draft from what was said before.")
     ] = None
+    chat_format: Annotated[
+        str | None, _option(ENGINE, "llama2, llama3 or chatml; default: the one that the model came with.")
+    ] = None
     cache_format: Annotated[str, _option(ENGINE, "exact, or q8 for a quarter of fp32's cache.")] = "exact"
     context: Annotated[int | None, _option(ENGINE, "Tokens of a conversation; default: the model's.")] = None
     device: Annotated[str | None, _option(ENGINE, "cpu, cuda, …; default: the best present.")] = None
@@ -171,7 +174,8 @@ def open_llm(model: str, options: EngineOptions, **engine_options: Any) -> LLM:
     if options.draft is not None:
         draft = load(options.draft, device=options.device, dtype=options.dtype)
         engine_options["draft_model"] = draft.model
-    llm = load(model, device=options.device, dtype=options.dtype, cache_format=options.cache_format, **engine_options)
+    engine_options |= {"cache_format": options.cache_format, "chat_format": options.chat_format}
+    llm = load(model, device=options.device, dtype=options.dtype, **engine_options)
     if options.draft is not None and not _same_tokens(llm, draft):
         raise CamelidError(
             f"{options.draft} has other tokens than {model} and cannot guess for it",

@@ -63,6 +63,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     packed: bool | None = None,
     quantize: str | None = None,
+    chat_format: str | None = None,
     **engine_options: Any,
 ) -> LLM:
     """Open a model: weights, tokenizer, chat format.
@@ -74,10 +75,11 @@ def load(
         packed: keep quantised weights in their blocks; None: wherever there is a native kernel for them.
         quantize: "int8", "int4" or "int8_dynamic" (activations in 8 bits too): what torchao packs projections into once
             they are loaded (`pip install 'camelid[torchao]'`); int4 in bfloat16 on a CUDA device only.
+        chat_format: "llama2", "llama3" or "chatml"; None: the one that the model came with.
         engine_options: further arguments of `camelid.engine.engine.Engine`.
 
     Raises:
-        NotFoundError: no such path or name; the hint holds the nearest ones.
+        NotFoundError: no such path or name, or no such chat format; the hint holds the nearest ones.
         FormatError: a file is not what it says it is.
         TokenizerError: the tokenizer does not fit the model.
         EngineError: an unknown engine option.
@@ -112,6 +114,7 @@ def load(
             chat_template=checkpoint.chat_template,
             generation_config={"eos_token_id": checkpoint.stated("eos_token_id"), **checkpoint.generation_config},
             preprocessor_config=checkpoint.preprocessor_config,
+            chat_format=chat_format,
             **engine_options,
         )
     finally:
@@ -143,6 +146,7 @@ class LLM:
         chat_template: the Jinja template that came with it, if any.
         generation_config: the contents of a `generation_config.json`; its end tokens stop replies.
         preprocessor_config: the contents of a `preprocessor_config.json`, if the model reads images.
+        chat_format: the name of one of `camelid.tokenizer.chat.CHAT_FORMATS`, in place of the template.
         engine_options: further arguments of `camelid.engine.engine.Engine`.
     """
 
@@ -154,6 +158,7 @@ class LLM:
         chat_template: str | None = None,
         generation_config: Mapping[str, Any] | None = None,
         preprocessor_config: Mapping[str, Any] | None = None,
+        chat_format: str | None = None,
         **engine_options: Any,
     ) -> None:
         self.model = model
@@ -161,6 +166,7 @@ class LLM:
         self.chat_template = chat_template
         self.generation_config = dict(generation_config or {})
         self.preprocessor_config = dict(preprocessor_config or {})
+        self._chat_format_name = chat_format
         self._engine_options = _known_engine_options(engine_options)
         self._engine: Engine | None = None
         self._making = Lock()
@@ -173,11 +179,12 @@ class LLM:
         """How conversations become token ids.
 
         Raises:
-            ChatFormatError: the model came without one (a base model).
+            ChatFormatError: the model came without one (a base model), or its tokens are not those of the one named.
+            NotFoundError: there is none of the name.
         """
         from camelid.tokenizer.chat import chat_format_for
 
-        return chat_format_for(self.tokenizer, template=self.chat_template)
+        return chat_format_for(self.tokenizer, template=self.chat_template, name=self._chat_format_name)
 
     @property
     def engine(self) -> Engine:

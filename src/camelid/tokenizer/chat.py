@@ -57,6 +57,6 @@ def chat_format_for(tokenizer: Tokenizer, *, template: str | None, name: str | N
             return native(tokenizer)
     raise ChatFormatError(
         "the model came without a chat format",
-        hint="it may be a base model, which completes text; if not, name its format: "
+        hint="it may be a base model, which completes text; if not, name its format (--chat-format, chat_format=): "
         + ", ".join(CHAT_FORMATS.names()),
     )
