@@ -138,6 +138,14 @@ def test_on_request_they_do_without_kernels(llama: Llama) -> None:
     check_that_bits_hang_on_the_sequence_alone(llama, batch_invariant=True)
 
 
+@needs_kernels
+def test_on_request_they_do_where_kernels_do_only_some_of_the_work() -> None:
+    model = Llama.from_config(dataclasses.replace(CONFIG, head_dim=12))
+    model.initialize(seed=0)
+    assert not Engine(model.float()).is_batch_invariant
+    check_that_bits_hang_on_the_sequence_alone(model, batch_invariant=True)
+
+
 @pytest.mark.usefixtures("without_kernels")
 def test_without_kernels_bits_hang_on_the_company(llama: Llama) -> None:
     params = SamplingParams(max_tokens=20, logprobs=True)

@@ -9,6 +9,7 @@ from camelid.engine.engine import Engine
 from camelid.engine.kv_cache import PagedContext, PagedKVCache
 from camelid.engine.params import SamplingParams
 from camelid.kernels.attention import vector_width
+from camelid.kernels.block import Workspace
 from camelid.model import llama as llama_module
 from camelid.model.llama import Llama, LlamaConfig
 from camelid.model.lora import LoraAdapter, LoraConfig
@@ -104,3 +105,12 @@ def test_a_module_that_is_more_than_its_class_says_is_called(monkeypatch: pytest
     model.get_submodule("model.layers.0.post_attention_layernorm").eps = 10.0
     Engine(model).generate([[1, 2, 3]], SamplingParams(max_tokens=1, ignore_eos=True))
     assert calls.num == 2
+
+
+def test_a_workspace_is_kept_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camelid.kernels.block.KEPT", 100)
+    workspace = Workspace()
+    kept = workspace.of(90)
+    assert workspace.of(60).data_ptr() == kept.data_ptr()
+    assert len(workspace.of(101)) == 101
+    assert workspace.of(90).data_ptr() == kept.data_ptr()
