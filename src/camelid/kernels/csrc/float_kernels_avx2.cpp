@@ -1,5 +1,7 @@
 // The kernels of float32 tensors for AVX2 and FMA. Compiled with those flags, called only where they are present.
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -15,9 +17,17 @@ namespace camelid {
 namespace {
 
 constexpr std::size_t kLanes = 8;
-constexpr std::size_t kTileRows = 6;  // with kTileVectors columns: most of the vector registers
+constexpr std::size_t kTileRows = 3;  // with kTileVectors columns: most of the vector registers
 
 #include "vector_impl.h"
+
+inline Vector broadcast_quad(const float *from) {
+    return reinterpret_cast<Vector>(_mm256_broadcast_ps(reinterpret_cast<const __m128 *>(from)));
+}
+
+inline Vector join_halves(const float *first, const float *second) {
+    return reinterpret_cast<Vector>(_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(first)), _mm_loadu_ps(second), 1));
+}
 
 #include "attention_impl.h"
 #include "elementwise_impl.h"

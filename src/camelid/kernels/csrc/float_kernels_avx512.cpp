@@ -1,6 +1,8 @@
 // The kernels of float32 tensors for AVX-512 F, BW, DQ and VL. Compiled with those flags, called only where they are
 // present.
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -16,9 +18,16 @@ namespace camelid {
 namespace {
 
 constexpr std::size_t kLanes = 16;
-constexpr std::size_t kTileRows = 12;  // with kTileVectors columns: most of the vector registers
+constexpr std::size_t kTileRows = 6;  // with kTileVectors columns: most of the vector registers
 
 #include "vector_impl.h"
+
+inline Vector broadcast_quad(const float *from) { return reinterpret_cast<Vector>(_mm512_broadcast_f32x4(_mm_loadu_ps(from))); }
+
+inline Vector join_halves(const float *first, const float *second) {
+    const __m512 low = _mm512_castps256_ps512(_mm256_loadu_ps(first));
+    return reinterpret_cast<Vector>(_mm512_insertf32x8(low, _mm256_loadu_ps(second), 1));
+}
 
 #include "attention_impl.h"
 #include "elementwise_impl.h"

@@ -19,6 +19,10 @@ constexpr std::size_t kTaskRows = 96, kTaskColumns = 256;
 // Panels that are packed in one go.
 constexpr std::size_t kPanelsPerPiece = 8;
 
+// A piece of the depth is a multiple of it, so that only the last one may end within a vector.
+constexpr std::size_t kPieceFactor = 16;
+static_assert(kPieceFactor % kDepthFactor == 0);
+
 constexpr std::size_t kCacheLine = 64;
 
 // Rows up to which a panel of the right factor is multiplied as soon as it is packed, while it lies in the thread's cache.
@@ -63,16 +67,17 @@ void multiply_packed(const ProductKernels &kernels, const ProductPart &part, con
 // Few rows: what counts is that the right factors come from memory once. Sums are cut where `multiply_many` cuts them.
 void multiply_few(const ProductKernels &kernels, std::size_t rows, std::size_t all_depth, Matrix a,
                   const std::vector<ProductFactor> &factors, std::size_t c_row, bool add, std::size_t num_threads) {
-    const std::size_t depth = even_piece(all_depth, kPackedDepth, 1), width = kernels.tile_columns;
+    const std::size_t depth = even_piece(all_depth, kPackedDepth, kPieceFactor), width = kernels.tile_columns;
     std::vector<std::size_t> ends;  // of each factor's panels
-    bool packs_left = rows > kernels.fewest_rows;
+    const bool are_fewest = rows <= kernels.fewest_rows && a.column == 1 && all_depth % kPieceFactor == 0;
+    bool packs_left = !are_fewest;
     for (const ProductFactor &factor : factors) {
         ends.push_back((ends.empty() ? 0 : ends.back()) + whole(factor.columns, width) / width);
         packs_left = packs_left || factor.b.row != 1 || factor.columns % width != 0;
     }
     const std::size_t left_panels = whole(rows, kernels.tile_rows) / kernels.tile_rows;
     const std::size_t left_rows = left_panels * kernels.tile_rows;
-    float *left = packed_floats(0, left_rows * all_depth);
+    float *left = packed_floats(0, left_rows * whole_quads(all_depth));
     for (std::size_t k = 0; packs_left && k < all_depth; k += depth)
         kernels.pack_left(a.from(0, k), rows, std::min(depth, all_depth - k), left + k * left_rows, 0, left_panels);
     const std::size_t piece = std::max<std::size_t>(kFloatsPerPiece / (width * all_depth), 1);
@@ -86,11 +91,11 @@ void multiply_few(const ProductKernels &kernels, std::size_t rows, std::size_t a
                 const ProductPart part{rows, std::min(width, factor.columns - n), std::min(depth, all_depth - k)};
                 const Matrix b = factor.b.from(k, n);
                 const bool adds = add || k > 0;
-                if (rows <= kernels.fewest_rows && b.row == 1 && part.columns == width) {
+                if (are_fewest && b.row == 1 && part.columns == width) {
                     kernels.multiply_unpacked(part, a.from(0, k), b, factor.c + n, c_row, adds);
                     continue;
                 }
-                float *right = packed_floats(2, width * depth);
+                float *right = packed_floats(2, width * whole_quads(depth));
                 kernels.pack_right(b, part.columns, part.depth, right, 0, 1);
                 kernels.multiply(part, left + k * left_rows, right, factor.c + n, c_row, adds, 0, rows, 0, part.columns);
             }
@@ -100,11 +105,11 @@ void multiply_few(const ProductKernels &kernels, std::size_t rows, std::size_t a
 
 void multiply_many(const ProductKernels &kernels, const ProductPart &all, Matrix a, Matrix b, float *c, std::size_t c_row,
                    bool add, std::size_t num_threads) {
-    const std::size_t depth = even_piece(all.depth, kPackedDepth, 1);
+    const std::size_t depth = even_piece(all.depth, kPackedDepth, kPieceFactor);
     const std::size_t columns = even_piece(all.columns, kPackedFloats / depth, kernels.tile_columns);
     const std::size_t rows = even_piece(all.rows, kPackedFloats / depth, kernels.tile_rows);
-    float *left = packed_floats(0, whole(std::min(rows, all.rows), kernels.tile_rows) * depth);
-    float *right = packed_floats(1, whole(std::min(columns, all.columns), kernels.tile_columns) * depth);
+    float *left = packed_floats(0, whole(std::min(rows, all.rows), kernels.tile_rows) * whole_quads(depth));
+    float *right = packed_floats(1, whole(std::min(columns, all.columns), kernels.tile_columns) * whole_quads(depth));
     ThreadPool &pool = ThreadPool::instance();
     for (std::size_t n = 0; n < all.columns; n += columns)
         for (std::size_t k = 0; k < all.depth; k += depth) {

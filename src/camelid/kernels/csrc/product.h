@@ -15,6 +15,11 @@ struct Matrix {
     Matrix from(std::size_t i, std::size_t j) const { return {values + i * row + j * column, row, column}; }
 };
 
+// Numbers that follow each other along the depth and stay together in a packed factor, whose depth is filled up with zeros.
+constexpr std::size_t kDepthFactor = 4;
+
+inline std::size_t whole_quads(std::size_t depth) { return (depth + kDepthFactor - 1) / kDepthFactor * kDepthFactor; }
+
 // The part of a product that is packed and multiplied at once: rows × columns of the result, over `depth`.
 struct ProductPart {
     std::size_t rows, columns, depth;
@@ -24,10 +29,10 @@ struct ProductKernels {
     const char *name;                    // of the instruction set
     std::size_t tile_rows, tile_columns;  // of the result, kept in registers
 
-    // Copy panels [begin, end) of the left factor: tile_rows rows each, column after column.
+    // Copy panels [begin, end) of the left factor: tile_rows rows each, `kDepthFactor` columns after as many.
     void (*pack_left)(Matrix a, std::size_t rows, std::size_t depth, float *packed, std::size_t begin, std::size_t end);
 
-    // Copy panels [begin, end) of the right factor: tile_columns columns each, row after row.
+    // Copy panels [begin, end) of the right factor: tile_columns columns each, `kDepthFactor` rows after as many.
     void (*pack_right)(Matrix b, std::size_t columns, std::size_t depth, float *packed, std::size_t begin,
                        std::size_t end);
 
