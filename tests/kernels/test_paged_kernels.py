@@ -110,9 +110,13 @@ def test_threads_change_no_bit() -> None:
 
 
 @pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize(("size", "bound"), [(1e2, 1e-5), (1e4, 1e-3), (1e10, 1e-6), (1e30, 1e-6)])
+@pytest.mark.parametrize(("size", "bound"), [(1e2, 3e-5), (1e4, 1e-3), (1e10, 1e-6), (1e30, 1e-6)])
 def test_huge_scores_choose_a_key(name: str, size: float, bound: float) -> None:
-    """A score rounds by some 1e-7 of itself, which shows where it is less than 1 from the largest: ever more seldom."""
+    """A score rounds by some 1e-7 of itself, which shows where it is less than 1 from the largest: ever more seldom.
+
+    Of size 100 they reach 484 and round by up to 1.5e-5: two of them may move a quarter of 3e-5 from one value to
+    another, which is some 4 apart. The order of the sums decides whether that happens.
+    """
     case = Case([(1, 150), (40, 80)], (2, 1), 32, 16)
     case.q *= size
 

@@ -60,6 +60,7 @@ void multiply(std::size_t rows, std::size_t columns, std::size_t depth, Elements
     // A single row needs more columns to keep the processor busy; a number's bits do not hang on the tile it is in.
     for (; rows == 1 && n + 4 * kLanes <= columns; n += 4 * kLanes)
         multiply_tile<1, 4, kAdd>(a, b + n, b_row, c + n, c_row, depth);
+    if (rows == 1 && n + 3 * kLanes == columns) return multiply_tile<1, 3, kAdd>(a, b + n, b_row, c + n, c_row, depth);
     for (; n + 2 * kLanes <= columns; n += 2 * kLanes)
         multiply_columns<2, kAdd>(rows, a, b + n, b_row, c + n, c_row, depth);
     if (n < columns) multiply_columns<1, kAdd>(rows, a, b + n, b_row, c + n, c_row, depth);

@@ -178,6 +178,9 @@ void store_rows(const Address &new_keys, const Address &new_values, std::uintptr
 // Queries of one task at most: each takes the trouble of reading the keys again, and too few tasks leave threads idle.
 constexpr std::size_t kQueriesPerTask = 128;
 
+// Tasks are taken so many times by each thread, if there are enough: a thread knows what it will read next within a piece.
+constexpr std::size_t kPiecesPerThread = 8;
+
 // num_sequences, block_size, num_heads, num_key_heads, head_dim
 using PagedSizes = std::tuple<std::size_t, std::size_t, std::size_t, std::size_t, std::size_t>;
 
@@ -213,12 +216,13 @@ void paged_attention(const std::string &set, std::uintptr_t sequences, std::uint
         }
     }
     const std::size_t bytes = num_rows * head_dim * 2 * sizeof(float);
-    const std::size_t piece = std::max<std::size_t>(tasks.size() * kBytesPerPiece / std::max<std::size_t>(bytes, 1), 1);
+    const std::size_t worth_sharing = tasks.size() * kBytesPerPiece / std::max<std::size_t>(bytes, 1);
+    const std::size_t piece = std::max({worth_sharing, tasks.size() / (kPiecesPerThread * num_threads), std::size_t{1}});
     const CachedRows cached_keys = cached_at(keys), cached_values = cached_at(values);
     ThreadPool::instance().run(tasks.size(), piece, num_threads, [&](std::size_t begin, std::size_t end) {
         for (std::size_t task = begin; task < end; ++task)
-            kernels.attend(shape, tasks[task], rows_at(q).values, q.second, cached_keys, cached_values,
-                           rows_at(out).values, out.second);
+            kernels.attend(shape, tasks[task], task + 1 < end ? &tasks[task + 1] : nullptr, rows_at(q).values, q.second,
+                           cached_keys, cached_values, rows_at(out).values, out.second);
     });
 }
 

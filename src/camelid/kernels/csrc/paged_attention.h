@@ -45,15 +45,19 @@ struct PagedAttentionShape {
 // Some queries of one sequence under one key/value head.
 struct PagedTask {
     std::size_t sequence, first_query, num_queries, key_head;
+
+    std::size_t num_keys(const PagedAttentionShape &shape) const {  // up to the last query's own
+        return static_cast<std::size_t>(shape.sequences[sequence].cached) + first_query + num_queries;
+    }
 };
 
 struct PagedAttentionKernels {
     const char *name;        // of the instruction set
     std::size_t dim_factor;  // head_dim must be a multiple of it
 
-    // Row t of `q` and `out` begins at values + t * row.
-    void (*attend)(const PagedAttentionShape &shape, const PagedTask &task, const float *q, std::size_t q_row,
-                   CachedRows keys, CachedRows values, float *out, std::size_t out_row);
+    // Row t of `q` and `out` begins at values + t * row. `next` is what this thread will attend to next, if it is known.
+    void (*attend)(const PagedAttentionShape &shape, const PagedTask &task, const PagedTask *next, const float *q,
+                   std::size_t q_row, CachedRows keys, CachedRows values, float *out, std::size_t out_row);
 };
 
 #ifdef CAMELID_X86

@@ -29,42 +29,48 @@ struct CachedRow {
     }
 };
 
-inline std::size_t slot_of(const PagedAttentionShape &shape, const std::int64_t *table, std::size_t position) {
-    const auto block = static_cast<std::size_t>(table[position / shape.block_size]);
-    return block * shape.block_size + position % shape.block_size;
-}
+// One head's keys and values of a sequence.
+struct Head {
+    const PagedAttentionShape &shape;
+    const std::int64_t *table;
+    std::size_t key_head;
 
-inline CachedRow cached_row(const PagedAttentionShape &shape, CachedRows rows, std::size_t slot, std::size_t head) {
-    const std::size_t number = slot * shape.num_key_heads + head, first = number * shape.head_dim;
-    if (rows.scales == nullptr) return {static_cast<const float *>(rows.numbers) + first, nullptr, 1};
-    return {nullptr, static_cast<const std::int8_t *>(rows.numbers) + first, rows.scales[number]};
-}
+    Head(const PagedAttentionShape &shape, const PagedTask &task)
+        : shape(shape), table(shape.tables + shape.sequences[task.sequence].first_block), key_head(task.key_head) {}
+
+    std::size_t number_of(std::size_t position) const {
+        const auto block = static_cast<std::size_t>(table[position / shape.block_size]);
+        return (block * shape.block_size + position % shape.block_size) * shape.num_key_heads + key_head;
+    }
+
+    const float *floats(CachedRows rows, std::size_t position) const {
+        return static_cast<const float *>(rows.numbers) + number_of(position) * shape.head_dim;
+    }
+
+    CachedRow row(CachedRows rows, std::size_t position) const {
+        const std::size_t number = number_of(position), first = number * shape.head_dim;
+        if (rows.scales == nullptr) return {static_cast<const float *>(rows.numbers) + first, nullptr, 1};
+        return {nullptr, static_cast<const std::int8_t *>(rows.numbers) + first, rows.scales[number]};
+    }
+};
 
 // A head's rows lie too far apart for the processor to foresee them.
-template <bool kBytes>
-void prefetch_row(const CachedRow &row, std::size_t dim) {
-    const char *from = kBytes ? reinterpret_cast<const char *>(row.bytes) : reinterpret_cast<const char *>(row.floats);
-    for (std::size_t byte = 0; byte < dim * (kBytes ? 1 : sizeof(float)); byte += kCacheLineBytes)
-        __builtin_prefetch(from + byte, 0, 2);
+inline void prefetch_row(const void *row, std::size_t bytes) {
+    for (std::size_t byte = 0; byte < bytes; byte += kCacheLineBytes)
+        __builtin_prefetch(static_cast<const char *>(row) + byte, 0, 2);
 }
 
-// to[d][j] = keys[j][d]; zeros stand for tokens past the last.
 template <bool kBytes>
-void transpose_keys(const CachedRow *rows, std::size_t count, std::size_t dim, float *to) {
-    for (std::size_t j = 0; j < count; j += kLanes)
-        for (std::size_t d = 0; d < dim; d += kLanes) {
-            Vector square[kLanes];
-            for (std::size_t i = 0; i < kLanes; ++i)
-                square[i] = j + i < count ? rows[j + i].template at<kBytes>(d) : Vector{};
-            transpose_square(square);
-            for (std::size_t i = 0; i < kLanes; ++i) store(to + (d + i) * kTileKeys + j, square[i]);
+void copy_rows(const Head &head, CachedRows rows, std::size_t position, std::size_t count, std::size_t end, float *to) {
+    const std::size_t dim = head.shape.head_dim;
+    for (std::size_t j = 0; j < count; ++j) {
+        if (const std::size_t later = position + kTileKeys + j; later < end) {
+            const CachedRow row = head.row(rows, later);
+            prefetch_row(kBytes ? static_cast<const void *>(row.bytes) : row.floats, dim * (kBytes ? 1 : sizeof(float)));
         }
-}
-
-template <bool kBytes>
-void copy_values(const CachedRow *rows, std::size_t count, std::size_t dim, float *to) {
-    for (std::size_t j = 0; j < count; ++j)
-        for (std::size_t d = 0; d < dim; d += kLanes) store(to + j * dim + d, rows[j].template at<kBytes>(d));
+        const CachedRow row = head.row(rows, position + j);
+        for (std::size_t d = 0; d < dim; d += kLanes) store(to + j * dim + d, row.template at<kBytes>(d));
+    }
 }
 
 // The state of a query under one head: weights and attended values so far are relative to the largest score so far.
@@ -99,12 +105,14 @@ inline void weigh(float *scores, std::size_t low, std::size_t high, std::size_t 
     running.total += sum(total);
 }
 
-template <bool kBytes>
-void attend_paged(const PagedAttentionShape &shape, const PagedTask &task, const float *q, std::size_t q_row,
-                  CachedRows keys, CachedRows values, float *out, std::size_t out_row) {
+// The keys and values are read where they lie, or `kCopied` to where a tile's rows lie side by side.
+template <bool kBytes, bool kCopied>
+void attend_paged(const PagedAttentionShape &shape, const PagedTask &task, const PagedTask *next, const float *q,
+                  std::size_t q_row, CachedRows keys, CachedRows values, float *out, std::size_t out_row) {
     const PagedSequence &sequence = shape.sequences[task.sequence];
-    const std::int64_t *table = shape.tables + sequence.first_block;
+    const Head head(shape, task), next_head(shape, next == nullptr ? task : *next);
     const std::size_t dim = shape.head_dim, group = shape.num_heads / shape.num_key_heads;
+    const std::size_t stride = kCopied ? dim : shape.num_key_heads * dim;
     const std::size_t rows = task.num_queries * group, first_head = task.key_head * group;
     const std::size_t first_row = static_cast<std::size_t>(sequence.start) + task.first_query;
     const std::size_t first_position = static_cast<std::size_t>(sequence.cached) + task.first_query;
@@ -118,27 +126,29 @@ void attend_paged(const PagedAttentionShape &shape, const PagedTask &task, const
     for (std::size_t i = 0; i < task.num_queries; ++i)
         std::copy_n(q + (first_row + i) * q_row + first_head * dim, group * dim, queries + i * group * dim);
 
-    const std::size_t end = first_position + task.num_queries;
+    const std::size_t end = first_position + task.num_queries, next_end = next == nullptr ? 0 : next->num_keys(shape);
     const auto first_key = static_cast<std::size_t>(shape.first_key(static_cast<std::int64_t>(first_position)));
+    // What the same place of the next tile will ask for, of this task or of the next one's first.
+    const auto later = [&](CachedRows rows, std::size_t tile, std::size_t j) {
+        if (tile + kTileKeys + j < end) return head.floats(rows, tile + kTileKeys + j);
+        return j < next_end ? next_head.floats(rows, j) : nullptr;
+    };
     for (std::size_t tile = first_key / kTileKeys * kTileKeys; tile < end; tile += kTileKeys) {
         const std::size_t count = std::min(kTileKeys, end - tile), columns = whole_vectors(count);
-        CachedRow key_rows[kTileKeys], value_rows[kTileKeys];
-        for (std::size_t j = 0; j < count; ++j) {
-            const std::size_t slot = slot_of(shape, table, tile + j);
-            key_rows[j] = cached_row(shape, keys, slot, task.key_head);
-            value_rows[j] = cached_row(shape, values, slot, task.key_head);
-            const std::size_t later = tile + kTileKeys + j;
-            if (later >= end) continue;
-            const std::size_t later_slot = slot_of(shape, table, later);
-            prefetch_row<kBytes>(cached_row(shape, keys, later_slot, task.key_head), dim);
-            prefetch_row<kBytes>(cached_row(shape, values, later_slot, task.key_head), dim);
+        if constexpr (kCopied) {
+            copy_rows<kBytes>(head, keys, tile, count, end, tile_keys);
+            copy_rows<kBytes>(head, values, tile, count, end, tile_values);
         }
-        transpose_keys<kBytes>(key_rows, count, dim, tile_keys);
-        copy_values<kBytes>(value_rows, count, dim, tile_values);
         // Queries before the tile see nothing of it.
         const std::size_t unseeing = tile > first_position ? (tile - first_position) * group : 0;
-        multiply<false>(rows - unseeing, columns, dim, {queries + unseeing * dim, dim, 1}, tile_keys, kTileKeys,
-                        scores + unseeing * kTileKeys, kTileKeys);
+        for (std::size_t j = 0; j < count; j += kLines) {  // what is behind the last key is computed and hidden
+            const float *lines = kCopied ? tile_keys + j * dim : head.floats(keys, tile + j);
+            const float *later_lines = kCopied ? nullptr : later(keys, tile, j);
+            for (std::size_t row = unseeing; row < rows; row += kLineRows)
+                multiply_lines<kLineRows>(std::min(kLineRows, rows - row), {queries + row * dim, dim, 1}, lines,
+                                          later_lines == nullptr ? lines : later_lines, stride, dim,
+                                          scores + row * kTileKeys + j, kTileKeys, false);
+        }
         for (std::size_t row = unseeing; row < rows; ++row) {
             const std::size_t position = first_position + row / group;
             const auto seen_from = static_cast<std::size_t>(shape.first_key(static_cast<std::int64_t>(position)));
@@ -149,8 +159,14 @@ void attend_paged(const PagedAttentionShape &shape, const PagedTask &task, const
             else
                 std::fill_n(scores + row * kTileKeys, columns, 0.0f);
         }
-        multiply<true>(rows - unseeing, dim, count, {scores + unseeing * kTileKeys, kTileKeys, 1}, tile_values, dim,
-                       attended + unseeing * dim, dim);
+        for (std::size_t j = 0, length; j < count; j += length) {
+            length = kCopied ? count : std::min(count - j, shape.block_size - (tile + j) % shape.block_size);
+            for (std::size_t i = j; !kCopied && i < j + length; i += kLines)
+                if (const float *rows = later(values, tile, i))
+                    for (std::size_t row = 0; row < kLines; ++row) prefetch_row(rows + row * stride, dim * sizeof(float));
+            multiply<true>(rows - unseeing, dim, length, {scores + unseeing * kTileKeys + j, kTileKeys, 1},
+                           kCopied ? tile_values : head.floats(values, tile + j), stride, attended + unseeing * dim, dim);
+        }
     }
     for (std::size_t row = 0; row < rows; ++row) {
         float *to = out + (first_row + row / group) * out_row + (first_head + row % group) * dim;
@@ -159,10 +175,12 @@ void attend_paged(const PagedAttentionShape &shape, const PagedTask &task, const
     }
 }
 
-void attend(const PagedAttentionShape &shape, const PagedTask &task, const float *q, std::size_t q_row, CachedRows keys,
-            CachedRows values, float *out, std::size_t out_row) {
-    if (keys.scales == nullptr)
-        attend_paged<false>(shape, task, q, q_row, keys, values, out, out_row);
+void attend(const PagedAttentionShape &shape, const PagedTask &task, const PagedTask *next, const float *q,
+            std::size_t q_row, CachedRows keys, CachedRows values, float *out, std::size_t out_row) {
+    if (keys.scales != nullptr)
+        attend_paged<true, true>(shape, task, next, q, q_row, keys, values, out, out_row);
+    else if (shape.block_size % kLines != 0)
+        attend_paged<false, true>(shape, task, next, q, q_row, keys, values, out, out_row);
     else
-        attend_paged<true>(shape, task, q, q_row, keys, values, out, out_row);
+        attend_paged<false, false>(shape, task, next, q, q_row, keys, values, out, out_row);
 }

@@ -51,7 +51,7 @@ inline Vector second_in_turn(Vector a, Vector b) {
 }
 
 // Each vector's elements go to as many places in a row: log2(kCount) rounds, each of which takes the vectors of the first half
-// and of the second in turn. The transpose, if there are kLanes of them.
+// and of the second in turn.
 template <std::size_t kCount>
 inline void transpose(Vector (&vectors)[kCount]) {
     for (std::size_t round = 1; round < kCount; round *= 2) {
@@ -63,8 +63,6 @@ inline void transpose(Vector (&vectors)[kCount]) {
         for (std::size_t i = 0; i < kCount; ++i) vectors[i] = next[i];
     }
 }
-
-inline void transpose_square(Vector (&square)[kLanes]) { transpose(square); }
 
 // The quads of a and b with even numbers, or with odd ones.
 template <std::size_t kOdd>
@@ -236,15 +234,16 @@ inline std::size_t stretch_of(std::size_t depth) {
 }
 
 // kLines lines of the right factor, which lie along the depth, times up to kRows rows of the left one, over one stretch.
+// `later` lines, as far apart, come next.
 template <std::size_t kRows>
-void multiply_lines(std::size_t rows, Matrix a, const float *lines, std::size_t distance, std::size_t depth, float *c,
-                    std::size_t c_row, bool add) {
+void multiply_lines(std::size_t rows, Matrix a, const float *lines, const float *later, std::size_t distance,
+                    std::size_t depth, float *c, std::size_t c_row, bool add) {
     if constexpr (kRows > kLeastLineRows)
-        if (rows < kRows) return multiply_lines<kRows - 1>(rows, a, lines, distance, depth, c, c_row, add);
+        if (rows < kRows) return multiply_lines<kRows - 1>(rows, a, lines, later, distance, depth, c, c_row, add);
     Vector sums[kRows][kLineVectors] = {};
     for (std::size_t k = 0; k < depth; k += kLanes) {
         Vector quads[kLineVectors][kVectorLines];
-        for (std::size_t j = 0; j < kLines; ++j) prefetch(lines + (kLines + j) * distance + k);
+        for (std::size_t j = 0; j < kLines; ++j) prefetch(later + j * distance + k);
 #pragma GCC unroll 4
         for (std::size_t n = 0; n < kLineVectors; ++n) load_quads(lines + n * kVectorLines * distance + k, distance, quads[n]);
 #pragma GCC unroll 4
@@ -275,10 +274,12 @@ void multiply_unpacked(const ProductPart &part, Matrix a, Matrix b, float *c, st
     const std::size_t stretch = stretch_of(part.depth);
     const std::size_t groups = (part.rows + kLineRows - 1) / kLineRows, group = (part.rows + groups - 1) / groups;
     for (std::size_t n = 0; n < kTileColumns; n += kLines)
-        for (std::size_t k = 0; k < part.depth; k += stretch)
+        for (std::size_t k = 0; k < part.depth; k += stretch) {
+            const float *lines = b.from(k, n).values, *later = b.from(k, n + kLines).values;
             for (std::size_t m = 0; m < part.rows; m += group)
-                multiply_lines<kLineRows>(std::min(group, part.rows - m), a.from(m, k), b.from(k, n).values, b.column,
+                multiply_lines<kLineRows>(std::min(group, part.rows - m), a.from(m, k), lines, later, b.column,
                                           std::min(stretch, part.depth - k), c + m * c_row + n, c_row, add || k > 0);
+        }
 }
 
 void multiply_panels(const ProductPart &part, const float *left, const float *right, float *c, std::size_t c_row,
