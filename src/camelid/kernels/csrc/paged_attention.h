@@ -46,9 +46,14 @@ struct PagedAttentionShape {
 struct PagedTask {
     std::size_t sequence, first_query, num_queries, key_head;
 
-    std::size_t num_keys(const PagedAttentionShape &shape) const {  // up to the last query's own
-        return static_cast<std::size_t>(shape.sequences[sequence].cached) + first_query + num_queries;
+    std::size_t first_position(const PagedAttentionShape &shape) const {
+        return static_cast<std::size_t>(shape.sequences[sequence].cached) + first_query;
     }
+    // The keys that its queries see.
+    std::size_t first_key(const PagedAttentionShape &shape) const {
+        return static_cast<std::size_t>(shape.first_key(static_cast<std::int64_t>(first_position(shape))));
+    }
+    std::size_t end(const PagedAttentionShape &shape) const { return first_position(shape) + num_queries; }
 };
 
 struct PagedAttentionKernels {

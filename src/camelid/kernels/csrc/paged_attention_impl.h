@@ -1,8 +1,9 @@
 // Attention over a paged cache for one instruction set, on the vectors of vector_impl.h and the products of
-// attention_impl.h.
+// product_impl.h (scores) and attention_impl.h (values).
 //
 // The keys are taken in tiles of kTileKeys, at positions that are multiples of it, with a running maximum (Milakov and
-// Gimelshein 2018, arXiv 1805.02867). A query's numbers are summed key after key and tile after tile, and what it must not
+// Gimelshein 2018, arXiv 1805.02867). A score is summed as products are; the rest is summed key after key and tile after
+// tile, and what a query must not
 // see adds exact zeros (to what is finite): its bits depend neither on the queries beside it, nor on how a prompt was cut,
 // nor on the threads.
 
@@ -115,7 +116,7 @@ void attend_paged(const PagedAttentionShape &shape, const PagedTask &task, const
     const std::size_t stride = kCopied ? dim : shape.num_key_heads * dim;
     const std::size_t rows = task.num_queries * group, first_head = task.key_head * group;
     const std::size_t first_row = static_cast<std::size_t>(sequence.start) + task.first_query;
-    const std::size_t first_position = static_cast<std::size_t>(sequence.cached) + task.first_query;
+    const std::size_t first_position = task.first_position(shape);
 
     float *queries = scratch(rows * (2 * dim + kTileKeys) + 2 * kTileKeys * dim), *attended = queries + rows * dim;
     float *scores = attended + rows * dim, *tile_keys = scores + rows * kTileKeys;
@@ -126,14 +127,15 @@ void attend_paged(const PagedAttentionShape &shape, const PagedTask &task, const
     for (std::size_t i = 0; i < task.num_queries; ++i)
         std::copy_n(q + (first_row + i) * q_row + first_head * dim, group * dim, queries + i * group * dim);
 
-    const std::size_t end = first_position + task.num_queries, next_end = next == nullptr ? 0 : next->num_keys(shape);
-    const auto first_key = static_cast<std::size_t>(shape.first_key(static_cast<std::int64_t>(first_position)));
+    const std::size_t end = task.end(shape), first_tile = task.first_key(shape) / kTileKeys * kTileKeys;
+    const std::size_t next_end = next == nullptr ? 0 : next->end(shape);
+    const std::size_t next_tile = next == nullptr ? 0 : next->first_key(shape) / kTileKeys * kTileKeys;
     // What the same place of the next tile will ask for, of this task or of the next one's first.
     const auto later = [&](CachedRows rows, std::size_t tile, std::size_t j) {
         if (tile + kTileKeys + j < end) return head.floats(rows, tile + kTileKeys + j);
-        return j < next_end ? next_head.floats(rows, j) : nullptr;
+        return next_tile + j < next_end ? next_head.floats(rows, next_tile + j) : nullptr;
     };
-    for (std::size_t tile = first_key / kTileKeys * kTileKeys; tile < end; tile += kTileKeys) {
+    for (std::size_t tile = first_tile; tile < end; tile += kTileKeys) {
         const std::size_t count = std::min(kTileKeys, end - tile), columns = whole_vectors(count);
         if constexpr (kCopied) {
             copy_rows<kBytes>(head, keys, tile, count, end, tile_keys);
