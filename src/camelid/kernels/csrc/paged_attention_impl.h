@@ -2,10 +2,9 @@
 // product_impl.h (scores) and attention_impl.h (values).
 //
 // The keys are taken in tiles of kTileKeys, at positions that are multiples of it, with a running maximum (Milakov and
-// Gimelshein 2018, arXiv 1805.02867). A score is summed as products are; the rest is summed key after key and tile after
-// tile, and what a query must not
-// see adds exact zeros (to what is finite): its bits depend neither on the queries beside it, nor on how a prompt was cut,
-// nor on the threads.
+// Gimelshein 2018, arXiv 1805.02867). A score is summed as products are, the rest key after key and tile after tile, and
+// what a query must not see adds exact zeros (to what is finite): its bits depend neither on the queries beside it, nor on
+// how a prompt was cut, nor on the threads.
 
 constexpr std::size_t kTileKeys = 64, kCacheLineBytes = 64;
 static_assert(kTileKeys % kLanes == 0);
