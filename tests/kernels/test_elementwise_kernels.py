@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
@@ -122,6 +125,54 @@ def test_a_logit_that_is_no_number_spoils_its_row_alone(name: str) -> None:
         assert numbers.isfinite().tolist() == [True, False, True]
 
 
+ODD = (torch.nan, torch.inf, -torch.inf, 1e38, 1e-40)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    name=st.sampled_from(SETS or [""]),
+    rows=st.integers(0, 5),
+    width=st.integers(1, 300) | st.sampled_from([16384, 16385, 32768, 40000]),
+    gap=st.integers(0, 40),
+    num_levels=st.sampled_from([1, 2, 1000, 2**24]),
+    odd=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from(ODD)), max_size=4),
+    background=st.sampled_from([None, torch.nan, -torch.inf]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_greatest_is_the_first_of_its_row_and_what_is_no_number_goes_before(
+    name: str,
+    rows: int,
+    width: int,
+    gap: int,
+    num_levels: int,
+    odd: list[tuple[float, float]],
+    background: float | None,
+    seed: int,
+) -> None:
+    memory = torch.full((rows, width + gap), torch.inf)  # what lies between the rows must not be seen
+    x = memory[:, :width]
+    generator = torch.Generator().manual_seed(seed)
+    x.copy_(torch.randint(-num_levels, num_levels, x.shape, generator=generator))
+    if background is not None:
+        x[:1] = background
+    for place, value in odd:
+        x[:1, int(place * width)] = value
+
+    found, places = elementwise.greatest(x, instruction_set=name)
+
+    # By definition, since torch gives any of the greatest.
+    for row, value, place in zip(x.tolist(), found, places, strict=True):
+        spoiled = [column for column, number in enumerate(row) if math.isnan(number)]
+        assert place == (spoiled[0] if spoiled else row.index(max(row)))
+        assert math.isnan(value) if spoiled else value == max(row)
+
+
+def test_rows_side_by_side_are_not_searched_natively() -> None:
+    assert elementwise.finds_natively(random(4, 7))
+    assert not elementwise.finds_natively(random(7, 4).T)
+    assert not elementwise.finds_natively(random(4, 7).double())
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_gates_of_any_size_neither_overflow_nor_hide_what_is_no_number(name: str) -> None:
     gate = torch.tensor([-1e30, -200.0, -0.0, 0.0, 200.0, 1e30, torch.nan, 1.0] * 4)
@@ -145,7 +196,8 @@ def test_threads_change_no_bit(name: str) -> None:
             norm = results(lambda x, w: elementwise.rms_norm(x, w, 1e-5, instruction_set=name), x, weight, grad=grad)
             gated = results(lambda g, u: elementwise.swiglu(g, u, instruction_set=name), x, grad, grad=grad)
             logits = x.clone()
-            found.append((*norm, *gated, *elementwise.softmax_shares(logits, instruction_set=name), logits))
+            best = [torch.tensor(numbers) for numbers in elementwise.greatest(x, instruction_set=name)]
+            found.append((*norm, *gated, *best, *elementwise.softmax_shares(logits, instruction_set=name), logits))
     finally:
         torch.set_num_threads(before)
 

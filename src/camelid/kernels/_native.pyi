@@ -122,6 +122,9 @@ def rotate(
 def softmax_shares(
     instruction_set: str, x: int, largest: int, totals: int, rows: int, width: int, num_threads: int, /
 ) -> None: ...
+def greatest(
+    instruction_set: str, x: tuple[int, int], rows: int, width: int, num_threads: int, /
+) -> tuple[list[float], list[int]]: ...
 def product(
     instruction_set: str,
     rows_and_depth: tuple[int, int],

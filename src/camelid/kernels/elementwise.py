@@ -1,7 +1,8 @@
-"""RMSNorm, SwiGLU, rotary embedding and the loss's softmax in one pass each way, on a CPU.
+"""RMSNorm, SwiGLU, rotary embedding and the loss's softmax in one pass each way, and the best scores, on a CPU.
 
-The plain twins are the layers of `camelid.model.layers` and `camelid.model.rotary` with `CAMELID_KERNELS=torch`. torch
-takes about ten passes over memory for a norm or a SwiGLU, and keeps twice as much for the backward pass.
+The plain twins are the layers of `camelid.model.layers` and `camelid.model.rotary`, and `best_tokens` of
+`camelid.engine.sampling.draw`, with `CAMELID_KERNELS=torch`. torch takes about ten passes over memory for a norm or a
+SwiGLU, and keeps twice as much for the backward pass.
 
 Shape suffixes: T tokens, E hidden size, F width of the feed-forward layer, N heads, D head dimension, C tokens of one
 chunk, V vocabulary.
@@ -93,6 +94,24 @@ def softmax_shares(logits_CV: Tensor, *, instruction_set: str | None = None) -> 
     chosen = instruction_set or kernels.instruction_set()
     kernels.native().softmax_shares(chosen, *addresses, *logits_CV.shape, torch.get_num_threads())
     return totals_C, largest_C + totals_C.log()
+
+
+def greatest(x_TV: Tensor, *, instruction_set: str | None = None) -> tuple[list[float], list[int]]:
+    """The greatest of each row and the first column that has it; of a row with NaN, NaN and the first such column.
+
+    For one or more columns for which `finds_natively` holds.
+    """
+    assert x_TV.shape[1] > 0
+    chosen, address = instruction_set or kernels.instruction_set(), (x_TV.data_ptr(), x_TV.stride(0))
+    found: tuple[list[float], list[int]] = kernels.native().greatest(
+        chosen, address, *x_TV.shape, torch.get_num_threads()
+    )
+    return found
+
+
+def finds_natively(x_TV: Tensor) -> bool:
+    """Whether `greatest` takes these: what `multiplies_natively`, rows whose numbers lie end to end."""
+    return multiplies_natively(x_TV) and x_TV.stride(1) == 1
 
 
 def _normed(x_TE: Tensor, weight_E: Tensor, eps: float, chosen: str) -> Tensor:

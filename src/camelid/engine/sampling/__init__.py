@@ -60,18 +60,16 @@ def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[int | None]:
         sequences: one per row.
     """
     params = [sequence.params for sequence in sequences]
-    best_B, greedy_B = best_tokens(logits_BV)
-    usable = [math.isfinite(best) for best in best_B.tolist()]
+    best, tokens = best_tokens(logits_BV)
+    usable = [math.isfinite(score) for score in best]
     adjusted = [row for row, sequence in enumerate(sequences) if sequence.adjusts_logits and usable[row]]
     if adjusted:
         logits_BV = logits_BV.clone()
         for row in adjusted:
             _adjust(logits_BV[row], sequences[row])
-        best_B, greedy_B = best_tokens(logits_BV)
-    tokens: list[int] = greedy_B.tolist()
-    if adjusted:
-        for row, best in enumerate(best_B.tolist()):
-            if best == -math.inf:
+        best, tokens = best_tokens(logits_BV)
+        for row, score in enumerate(best):
+            if score == -math.inf:
                 tokens[row] = NONE_LEFT
     drawing = [row for row, p in enumerate(params) if p.temperature > 0 and usable[row] and tokens[row] != NONE_LEFT]
     if drawing:

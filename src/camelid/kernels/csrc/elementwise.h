@@ -36,6 +36,10 @@ struct ElementwiseKernels {
     // Replace rows [begin, end) of any width by exp(x − largest), and give each row's largest and the sum.
     void (*softmax_shares)(float *x, std::size_t width, float *largest, float *totals, std::size_t begin,
                            std::size_t end);
+
+    // The greatest of one or more numbers, and the first place where it stands; where one is not a number, the first
+    // such.
+    float (*greatest)(const float *x, std::size_t count, std::size_t *place);
 };
 
 // There is none in plain C++: torch's own kernels are vectorised.

@@ -1,4 +1,4 @@
-// RMSNorm, SwiGLU, rotary embedding and softmax for one instruction set, on the vectors of vector_impl.h.
+// RMSNorm, SwiGLU, rotary embedding, softmax and the greatest for one instruction set, on the vectors of vector_impl.h.
 
 inline float inverse_root_mean_square(const float *x, std::size_t width, float eps) {
     Vector squares{};
@@ -103,4 +103,38 @@ void softmax_shares(float *x, std::size_t width, float *largests, float *totals,
         largests[row] = most;
         totals[row] = sum(total) + rest;
     }
+}
+
+float greatest(const float *x, std::size_t count, std::size_t *place) {
+    constexpr std::size_t kAtOnce = 4;  // vectors: one comparison need not wait for the one before
+    constexpr std::size_t kStep = kAtOnce * kLanes;
+    float most = x[0];
+    bool is_number = most == most;
+    *place = 0;
+    Vector most_of_each[kAtOnce];
+    Integers step_of_each[kAtOnce] = {}, unordered[kAtOnce] = {};
+    for (Vector &values : most_of_each) values = broadcast(most);
+    const std::size_t steps = count / kStep;
+    for (std::size_t step = 0; step < steps; ++step)
+        for (std::size_t j = 0; j < kAtOnce; ++j) {
+            const Vector values = load(x + step * kStep + j * kLanes);
+            const Integers is_more = values > most_of_each[j];
+            most_of_each[j] = is_more ? values : most_of_each[j];
+            step_of_each[j] = is_more ? Integers{} + static_cast<std::int32_t>(step) : step_of_each[j];
+            unordered[j] |= values != values;
+        }
+    for (std::size_t i = 0; i < kStep; ++i) {
+        const std::size_t j = i / kLanes, lane = i % kLanes, at = step_of_each[j][lane] * kStep + i;
+        const float value = most_of_each[j][lane];
+        is_number = is_number && !unordered[j][lane];
+        // What equals x[0] leaves the place at 0, whatever `at` is then.
+        if (value > most || (value == most && at < *place)) most = value, *place = at;
+    }
+    for (std::size_t i = steps * kStep; i < count; ++i) {
+        is_number = is_number && x[i] == x[i];
+        if (x[i] > most) most = x[i], *place = i;
+    }
+    if (is_number) return most;
+    *place = std::find_if(x, x + count, [](float value) { return value != value; }) - x;
+    return std::numeric_limits<float>::quiet_NaN();
 }

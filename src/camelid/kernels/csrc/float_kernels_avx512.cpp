@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "attention.h"
@@ -39,7 +40,7 @@ inline Vector join_halves(const float *first, const float *second) {
 
 const AttentionKernels kAttentionAvx512{"avx512", kLanes, forward, backward};
 const ElementwiseKernels kElementwiseAvx512{"avx512", kLanes, rms_norm, rms_norm_gradients, swiglu, swiglu_gradients,
-                                            rotate, softmax_shares};
+                                            rotate, softmax_shares, greatest};
 const ProductKernels kProductAvx512{"avx512", kTileRows, kTileColumns, pack_left, pack_right, multiply_panels,
                                     kFewestRows, multiply_unpacked};
 const PagedAttentionKernels kPagedAttentionAvx512{"avx512", kLanes, attend};

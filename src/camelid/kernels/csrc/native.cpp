@@ -10,6 +10,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -292,6 +293,34 @@ void softmax_shares(const std::string &set, std::uintptr_t x, std::uintptr_t lar
     });
 }
 
+// The greatest of each row, and the first column that has it; of a row with a number that is none, the first such.
+std::pair<std::vector<float>, std::vector<std::size_t>> greatest(const std::string &set, const Address &x,
+                                                                 std::size_t rows, std::size_t width,
+                                                                 std::size_t num_threads) {
+    const ElementwiseKernels &kernels = find_elementwise(set);
+    const std::size_t parts = (width + kElementsPerPiece - 1) / kElementsPerPiece;  // of a row
+    const std::size_t piece = std::max<std::size_t>(kElementsPerPiece / width, 1);
+    std::vector<float> found(rows * parts);
+    std::vector<std::size_t> places(rows * parts);
+    ThreadPool::instance().run(rows * parts, piece, num_threads, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t start = i % parts * kElementsPerPiece, count = std::min(kElementsPerPiece, width - start);
+            found[i] = kernels.greatest(floats(x.first) + i / parts * x.second + start, count, &places[i]);
+            places[i] += start;
+        }
+    });
+    for (std::size_t row = 0; row < rows; ++row) {
+        std::size_t best = row * parts;
+        for (std::size_t i = best + 1; i < (row + 1) * parts; ++i)
+            if (found[i] > found[best] || (std::isnan(found[i]) && !std::isnan(found[best]))) best = i;
+        found[row] = found[best];
+        places[row] = places[best];
+    }
+    found.resize(rows);
+    places.resize(rows);
+    return {found, places};
+}
+
 const ProductKernels &find_product(const std::string &set) {
 #ifdef CAMELID_X86
     for (const ProductKernels *kernels : {&kProductAvx512, &kProductAvx2})
@@ -410,6 +439,7 @@ NB_MODULE(_native, module) {
     module.def("swiglu_gradients", &camelid::swiglu_gradients, nb::call_guard<nb::gil_scoped_release>());
     module.def("rotate", &camelid::rotate, nb::call_guard<nb::gil_scoped_release>());
     module.def("softmax_shares", &camelid::softmax_shares, nb::call_guard<nb::gil_scoped_release>());
+    module.def("greatest", &camelid::greatest, nb::call_guard<nb::gil_scoped_release>());
     module.def("product", &camelid::product, nb::call_guard<nb::gil_scoped_release>());
     module.def("transformer_block", &camelid::transformer_block, nb::call_guard<nb::gil_scoped_release>());
     module.def("gated_product", &camelid::gated_product, nb::call_guard<nb::gil_scoped_release>());
