@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate, chain
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from camelid.engine.kv_cache import PagedContext, PagedKVCache, QuantizedKVCache
 from camelid.kernels.attention import vector_widths
-from camelid.kernels.paged import layout, paged_attention, paged_attention_runs_on
+from camelid.kernels.paged import PagedLayout, paged_attention, paged_attention_runs_on
 from camelid.model.attention import Chunks, Reach, Window, causal_attention, visible_keys
 from camelid.model.llama import LlamaConfig
 
@@ -40,8 +41,10 @@ class Case:
         return [sum(new for new, _ in self.sequences[:n]) for n in range(len(self.sequences))]
 
     def native(self, name: str, reach: Reach | None = None) -> torch.Tensor:
-        rows = zip(self.starts(), self.sequences, self.tables, strict=True)
-        where = layout([(start, new, cached, table) for start, (new, cached), table in rows], self.block_size)
+        first_entries = accumulate(map(len, self.tables), initial=0)
+        rows = zip(self.starts(), self.sequences, first_entries, strict=False)
+        rows_N4 = torch.tensor([(start, new, cached, first) for start, (new, cached), first in rows])
+        where = PagedLayout(rows_N4, torch.tensor(list(chain.from_iterable(self.tables))), self.block_size)
         kind = ("all", 0) if reach is None else ("window" if isinstance(reach, Window) else "chunk", reach.size)
         with torch.no_grad():
             return paged_attention(self.q, self.keys, self.values, where, scale=0.2, reach=kind, instruction_set=name)

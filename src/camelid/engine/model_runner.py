@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 
 from camelid.engine.invariant import InvariantContext, num_padded
-from camelid.engine.kv_cache import PagedContext
+from camelid.engine.kv_cache import PagedContext, integers
 from camelid.engine.sampling.logprobs import token_logprobs
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ class ModelRunner:
         self.decode_step: DecodeStep | None = None
         """What runs the steps that it takes; None: all steps run as any mix of chunks does."""
 
-    @torch.inference_mode()
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Compute the chunks' tokens, keep their keys and values, and score what follows the chunks that are last.
 
@@ -53,35 +51,35 @@ class ModelRunner:
                 sequence.memory = self.model.image_memory(sequence.images, sequence.image_positions)
         if self.decode_step is not None and self.decode_step.takes(chunks):
             return self.decode_step.run(chunks)
-        context = (InvariantContext if self.in_tiles else PagedContext)(
-            self.cache,
-            [chunk.length + len(chunk.drafts) for chunk in chunks],
-            [chunk.start for chunk in chunks],
-            [chunk.sequence.block_table for chunk in chunks],
-            [chunk.sequence.memory for chunk in chunks],
-        )
-        with self.adapters.applied(
-            [(chunk.sequence.params.adapter, chunk.length + len(chunk.drafts)) for chunk in chunks]
-        ):
-            hidden_TE = self.hidden([i for chunk in chunks for i in chunk.token_ids], context)
-        start = 0
+        ids: list[int] = []
+        lengths, starts, block_tables, memories, adapters = [], [], [], [], []
+        to_be_scored: list[tuple[Chunk, int]] = []
+        rows: list[int] = []
         for chunk in chunks:
-            if chunk.sequence.params.prompt_logprobs is not None:
-                self._score_prompt(chunk, hidden_TE[start : start + chunk.length])
-            start += chunk.length + len(chunk.drafts)
-        ends = accumulate(chunk.length + len(chunk.drafts) for chunk in chunks)
-        rows = [
-            row
-            for end, chunk in zip(ends, chunks, strict=True)
-            if chunk.is_last
-            for row in range(end - 1 - len(chunk.drafts), end)
-        ]
+            sequence = chunk.sequence
+            if sequence.params.prompt_logprobs is not None:
+                to_be_scored.append((chunk, len(ids)))
+            ids += chunk.token_ids
+            length = chunk.length + len(chunk.drafts)
+            lengths.append(length)
+            starts.append(chunk.start)
+            block_tables.append(sequence.block_table)
+            memories.append(sequence.memory)
+            adapters.append((sequence.params.adapter, length))
+            if chunk.is_last:
+                rows += range(len(ids) - 1 - len(chunk.drafts), len(ids))
+        kind = InvariantContext if self.in_tiles else PagedContext
+        context = kind(self.cache, lengths, starts, block_tables, memories)
+        with self.adapters.applied(adapters):
+            hidden_TE = self.hidden(ids, context)
+        for chunk, first in to_be_scored:
+            self._score_prompt(chunk, hidden_TE[first : first + chunk.length])
         if not rows:
             return hidden_TE.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
         num_rows = len(rows)
         if self.in_tiles:
             rows += [0] * (num_padded(num_rows) - num_rows)
-        if rows != list(range(len(hidden_TE))):
+        if rows != list(range(hidden_TE.shape[0])):
             hidden_TE = hidden_TE[torch.tensor(rows, device=hidden_TE.device)]
         return self.model.logits(hidden_TE)[:num_rows]
 
@@ -102,6 +100,7 @@ class ModelRunner:
         """Final hidden states [T, E] of the tokens of a context."""
         if self.model.training:  # a trainer that rolls out has switched it
             self.model.eval()
-        ids = ids + [0] * (len(context.positions) - len(ids))
-        hidden_TE: Tensor = self.model(torch.tensor(ids, device=self.cache.device), context.positions, context)
+        positions = context.positions
+        ids = ids + [0] * (positions.shape[0] - len(ids))
+        hidden_TE: Tensor = self.model(integers(ids, self.cache.device), positions, context)
         return hidden_TE

@@ -100,23 +100,25 @@ class Scheduler:
         budget = self.max_batch_tokens
         is_full = False
         preemptions_before = self.num_preemptions
-        for sequence in merge(self.running.copy(), self.waiting.copy(), key=_rank):
+        candidates: Iterable[Sequence] = self.running.copy()
+        if self.waiting:
+            candidates = merge(candidates, self.waiting.copy(), key=_rank)
+        for sequence in candidates:
             if budget == 0 or (is_full and len(chunks) >= len(self.running)):
                 break
-            if sequence.block_table:
-                length = min(sequence.num_pending, budget)
-                if not self._make_room(sequence, sequence.num_computed + length):
-                    continue
-            else:
+            if not sequence.block_table:
                 # What was preempted in this step would only take back what it gave.
                 if is_full or self.num_preemptions > preemptions_before or self._awaits_prefix(sequence):
                     continue
                 if not self._start(sequence):
                     is_full = True
                     continue
-                length = min(sequence.num_pending, budget)
+            num_pending = sequence.num_pending
+            length = min(num_pending, budget)
+            if not self._make_room(sequence, sequence.num_computed + length):
+                continue
             num_drafts = self._num_drafts(sequence, budget - length) if self.num_drafts else 0
-            chunks.append(Chunk(sequence, sequence.num_computed, length, num_drafts))
+            chunks.append(Chunk(sequence, sequence.num_computed, length, length == num_pending, num_drafts))
             budget -= length + num_drafts
         return chunks
 

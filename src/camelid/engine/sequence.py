@@ -54,6 +54,8 @@ class Sequence:
     """Its outputs, if it has a reader of its own; the others' are returned by `Engine.step`."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     num_prompt: int = field(init=False)
+    takes_best: bool = field(init=False)
+    """Whether the best token of the model's own scores comes next, without more ado."""
     num_computed: int = 0
     """Tokens whose keys and values lie in the cache."""
     num_reused: int = 0
@@ -76,6 +78,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.token_ids)
+        self.takes_best = self.params.temperature == 0 and not self.adjusts_logits
         self._mus = [2 * self.params.mirostat_tau]
 
     def __len__(self) -> int:
@@ -127,7 +130,7 @@ class Sequence:
         return self.known_keys[:num_blocks]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
     """The next tokens of one sequence that run in a step."""
 
@@ -135,6 +138,8 @@ class Chunk:
     start: int
     """Position of the first token, which is also the number of tokens already cached."""
     length: int
+    is_last: bool
+    """Whether the sequence's last token is among them, so that the next one can be sampled."""
     num_drafts: int = 0
     """Guesses that there is room for behind them."""
     drafts: list[int] = field(default_factory=list)
@@ -144,8 +149,3 @@ class Chunk:
     def token_ids(self) -> list[int]:
         """The tokens to run."""
         return self.sequence.token_ids[self.start : self.start + self.length] + self.drafts
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the sequence's last token is among them, so that the next one can be sampled."""
-        return self.start + self.length == len(self.sequence)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING
+
+import torch
 
 from camelid.base.errors import EngineError
 from camelid.engine.protocol import FinishReason, StepOutput, TokenLogprob
@@ -61,6 +62,7 @@ class Stepper:
         self._requests = requests
         self._num_reused_tokens = self._num_drafts = self._num_accepted = 0
 
+    @torch.inference_mode()
     def run(self) -> StepStats | None:
         """One step; None if there was nothing to do."""
         chunks = self._scheduler.schedule()
@@ -69,15 +71,20 @@ class Stepper:
         if self._proposer is not None and any(chunk.num_drafts for chunk in chunks):
             self._proposer.propose(chunks)
         logits_BV = self._runner.run(chunks)
-        first_rows = accumulate((1 + len(chunk.drafts) if chunk.is_last else 0 for chunk in chunks), initial=0)
-        sampled = [(chunk, row) for chunk, row in zip(chunks, first_rows, strict=False) if chunk.is_last]
-        num_checked = 0
+        sampled: list[tuple[Chunk, int]] = []
+        num_rows = num_tokens = num_checked = 0
+        for chunk in chunks:
+            num_drafts = len(chunk.drafts)
+            num_tokens += chunk.length + num_drafts
+            if chunk.is_last:
+                sampled.append((chunk, num_rows))
+                num_rows += 1 + num_drafts
         while sampled or num_checked == 0:
             sampled = self._sample(chunks, sampled, logits_BV, num_checked)
             num_checked += 1
         return StepStats(
             num_sequences=len(chunks),
-            num_tokens=sum(chunk.length + len(chunk.drafts) for chunk in chunks),
+            num_tokens=num_tokens,
             num_waiting=len(self._scheduler.waiting),
             num_free_blocks=self._scheduler.blocks.num_free,
             num_preemptions=self._scheduler.num_preemptions,
@@ -99,7 +106,7 @@ class Stepper:
         """
         sequences = [chunk.sequence for chunk, _ in sampled]
         rows = [row + num_checked for _, row in sampled]
-        if len(rows) < len(logits_BV):
+        if len(rows) < logits_BV.shape[0]:
             logits_BV = logits_BV[rows]
         tokens = sample(logits_BV, sequences) if rows else []
         logprobs = _asked_logprobs(logits_BV, sequences, tokens)
@@ -113,8 +120,8 @@ class Stepper:
                 self._num_accepted += 1
                 self._scheduler.note_computed(sequence, 1)
             self._advance(sequence, token, logprobs.get(number, ()))
-            is_open = self._requests.get(sequence.request_id) is sequence
-            if is_open and chunk.drafts[num_checked : num_checked + 1] == [token]:
+            is_right = chunk.drafts[num_checked : num_checked + 1] == [token]
+            if is_right and self._requests.get(sequence.request_id) is sequence:  # which may have ended
                 right.append((chunk, row))
         return right
 

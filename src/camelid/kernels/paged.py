@@ -16,8 +16,6 @@ from camelid import kernels
 from camelid.kernels.attention import vector_width
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
 REACHES = {"all": 0, "window": 1, "chunk": 2}
@@ -33,17 +31,6 @@ class PagedLayout:
     tables: Tensor
     """int64 on the CPU: the block tables, end to end."""
     block_size: int
-
-
-def layout(sequences: Sequence[tuple[int, int, int, list[int]]], block_size: int) -> PagedLayout:
-    """The layout of sequences (first token, number of tokens, tokens before, block table)."""
-    tables: list[int] = []
-    rows = []
-    for start, num_tokens, num_cached, table in sequences:
-        rows.append((start, num_tokens, num_cached, len(tables)))
-        tables += table
-    rows_N4, all_tables = (torch.tensor(numbers, dtype=torch.int64, device="cpu") for numbers in (rows, tables))
-    return PagedLayout(rows_N4, all_tables, block_size)
 
 
 Scales = tuple["Tensor", "Tensor"]

@@ -49,7 +49,6 @@ NONE_LEFT = -1
 """In place of a token: everything has been ruled out."""
 
 
-@torch.inference_mode()
 def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[int | None]:
     """The next token of each sequence; None where the logits hold NaN or no finite greatest score.
 
@@ -59,9 +58,11 @@ def sample(logits_BV: Tensor, sequences: Rows[Sequence]) -> list[int | None]:
         logits_BV: fp32 scores; left as they are.
         sequences: one per row.
     """
-    params = [sequence.params for sequence in sequences]
     best, tokens = best_tokens(logits_BV)
     usable = [math.isfinite(score) for score in best]
+    if all(usable) and all(sequence.takes_best for sequence in sequences):
+        return [*tokens]
+    params = [sequence.params for sequence in sequences]
     adjusted = [row for row, sequence in enumerate(sequences) if sequence.adjusts_logits and usable[row]]
     if adjusted:
         logits_BV = logits_BV.clone()
