@@ -73,7 +73,7 @@ class TinyModel(LanguageModel):
             )
             attended = context.attend(layer, q, k, v, scale=self.config.head_dim**-0.5)
             x = torch.tanh(x + self.outputs[layer](attended.flatten(1)))
-        return x
+        return context.wanted(x)
 
     @property
     def output_matrix(self) -> Linear:

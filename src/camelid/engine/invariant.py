@@ -77,8 +77,15 @@ def num_padded(num_rows: int) -> int:
     return -(-num_rows // ROWS) * ROWS
 
 
+def _padded(numbers_T: Tensor) -> Tensor:
+    return F.pad(numbers_T, (0, num_padded(len(numbers_T)) - len(numbers_T)))
+
+
 class InvariantContext(PagedContext):
-    """A `PagedContext` that takes padded rows behind the tokens, and attends in tiles."""
+    """A `PagedContext` that takes padded rows behind the tokens, and attends in tiles.
+
+    Rows of padding follow the hidden states as well.
+    """
 
     def __init__(
         self,
@@ -87,12 +94,15 @@ class InvariantContext(PagedContext):
         cached_lens: Sequence[int],
         block_tables: Sequence[list[int]],
         memories: Sequence[ImageMemory | None] | None = None,
+        wanted_lens: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(cache, query_lens, cached_lens, block_tables, memories)
+        super().__init__(cache, query_lens, cached_lens, block_tables, memories, wanted_lens)
         self._num_tokens = len(self.positions)
-        self.positions = F.pad(self.positions, (0, num_padded(self._num_tokens) - self._num_tokens))
+        self.positions = _padded(self.positions)
+        if self.wanted_rows is not None:
+            self.wanted_rows = _padded(self.wanted_rows)
 
-    def paged_place(self, layer: int) -> None:
+    def paged_place(self) -> None:
         """No block runs in one call here: its rows are padded."""
 
     def attend(

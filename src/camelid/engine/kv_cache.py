@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from camelid.kernels.block import PagedPlace, Workspace
 from camelid.kernels.paged import (
     PagedLayout,
     paged_attention,
@@ -28,6 +27,7 @@ from camelid.kernels.paged import (
     store_rows,
     stores_natively,
 )
+from camelid.kernels.stack import PagedPlace, Wanted, Workspace
 from camelid.model.attention import AttentionContext, PackedContext, Window, causal_attention, visible_keys
 from camelid.model.image_memory import image_reads
 
@@ -66,7 +66,7 @@ class PagedKVCache:
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
         self.workspace = Workspace()
-        """For blocks that run in one native call."""
+        """For steps whose blocks run in one native call."""
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -182,6 +182,8 @@ class PagedContext(AttentionContext):
         cached_lens: tokens of each sequence that the cache holds already.
         block_tables: blocks of each sequence, enough for both.
         memories: what each sequence has of images; left out: nobody has any.
+        wanted_lens: how many of each sequence's tokens, the last ones, are asked for their final hidden states; left
+            out: all.
     """
 
     def __init__(
@@ -191,6 +193,7 @@ class PagedContext(AttentionContext):
         cached_lens: Sequence[int],
         block_tables: Sequence[list[int]],
         memories: Sequence[ImageMemory | None] | None = None,
+        wanted_lens: Sequence[int] | None = None,
     ) -> None:
         self._cache = cache
         self._sequences = query_lens, cached_lens, block_tables
@@ -217,6 +220,12 @@ class PagedContext(AttentionContext):
         if memories is not None and any(memory is not None for memory in memories):
             self.images = image_reads([range(span.cached_len, span.total) for span in self._spans], memories)
         self._routes: dict[Reach | None, list[_Route]] = {}
+        self._wanted_lens = query_lens if wanted_lens is None else wanted_lens
+        if self._wanted_lens != query_lens:
+            wanted = [
+                row for span, num in zip(self._spans, self._wanted_lens, strict=True) for row in span.last_rows(num)
+            ]
+            self.wanted_rows = torch.tensor(wanted, dtype=torch.int64, device=cache.device)
 
     def attend(
         self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, scale: float, reach: Reach | None = None
@@ -233,12 +242,25 @@ class PagedContext(AttentionContext):
             out_THD[route.rows] = route.attend(q_THD, k_TKD, v_TKD, keys, values, scale)
         return out_THD
 
-    def paged_place(self, layer: int) -> PagedPlace | None:
-        """Where the tokens lie in the layer's cache, if that is in fp32 on a CPU."""
+    def paged_place(self) -> PagedPlace | None:
+        """Where the tokens lie in the cache, if that is in fp32 on a CPU."""
         cache = self._cache
         if not cache.is_exact or cache.device.type != "cpu" or cache.dtype != torch.float32:
             return None
-        return PagedPlace(cache.keys[layer], cache.values[layer], self._slots_T, self._layout, cache.workspace)
+        return PagedPlace(cache.keys, cache.values, self._slots_T, self._layout, self._wanted, cache.workspace)
+
+    @property
+    def _wanted(self) -> Wanted | None:
+        if self.wanted_rows is None:
+            return None
+        sequences: list[tuple[int, int, int, int]] = []
+        start = 0
+        first_blocks = self._layout.sequences_N4[:, 3].tolist()
+        for span, num, first_block in zip(self._spans, self._wanted_lens, first_blocks, strict=True):
+            if num > 0:
+                sequences.append((start, num, span.total - num, first_block))
+                start += num
+        return Wanted(self.wanted_rows, torch.tensor(sequences, dtype=torch.int64, device="cpu"))
 
     @cached_property
     def _spans(self) -> list[Span]:
@@ -306,6 +328,11 @@ class Span:
     def rows(self) -> slice:
         """Its tokens among the T."""
         return slice(self.start, self.start + self.query_len)
+
+    def last_rows(self, num: int) -> range:
+        """Its last tokens among the T."""
+        assert 0 <= num <= self.query_len
+        return range(self.rows.stop - num, self.rows.stop)
 
     def sees_all(self, reach: Reach | None) -> bool:
         """Whether each query sees the whole of its past."""

@@ -52,36 +52,39 @@ class ModelRunner:
         if self.decode_step is not None and self.decode_step.takes(chunks):
             return self.decode_step.run(chunks)
         ids: list[int] = []
-        lengths, starts, block_tables, memories, adapters = [], [], [], [], []
+        lengths, starts, block_tables, memories, adapters, wanted_lens = [], [], [], [], [], []
         to_be_scored: list[tuple[Chunk, int]] = []
         rows: list[int] = []
+        num_wanted = 0
         for chunk in chunks:
-            sequence = chunk.sequence
-            if sequence.params.prompt_logprobs is not None:
-                to_be_scored.append((chunk, len(ids)))
+            sequence, num_drafts = chunk.sequence, len(chunk.drafts)
+            length = chunk.length + num_drafts
             ids += chunk.token_ids
-            length = chunk.length + len(chunk.drafts)
             lengths.append(length)
             starts.append(chunk.start)
             block_tables.append(sequence.block_table)
             memories.append(sequence.memory)
             adapters.append((sequence.params.adapter, length))
+            if sequence.params.prompt_logprobs is not None:
+                to_be_scored.append((chunk, num_wanted))
+            wanted_lens.append(_num_wanted(chunk))
+            num_wanted += wanted_lens[-1]
             if chunk.is_last:
-                rows += range(len(ids) - 1 - len(chunk.drafts), len(ids))
+                rows += range(num_wanted - 1 - num_drafts, num_wanted)
         kind = InvariantContext if self.in_tiles else PagedContext
-        context = kind(self.cache, lengths, starts, block_tables, memories)
+        context = kind(self.cache, lengths, starts, block_tables, memories, wanted_lens)
         with self.adapters.applied(adapters):
-            hidden_TE = self.hidden(ids, context)
+            hidden_WE = self.hidden(ids, context)
         for chunk, first in to_be_scored:
-            self._score_prompt(chunk, hidden_TE[first : first + chunk.length])
+            self._score_prompt(chunk, hidden_WE[first : first + chunk.length])
         if not rows:
-            return hidden_TE.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
+            return hidden_WE.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
         num_rows = len(rows)
         if self.in_tiles:
             rows += [0] * (num_padded(num_rows) - num_rows)
-        if rows != list(range(hidden_TE.shape[0])):
-            hidden_TE = hidden_TE[torch.tensor(rows, device=hidden_TE.device)]
-        return self.model.logits(hidden_TE)[:num_rows]
+        if rows != list(range(hidden_WE.shape[0])):
+            hidden_WE = hidden_WE[torch.tensor(rows, device=hidden_WE.device)]
+        return self.model.logits(hidden_WE)[:num_rows]
 
     def _score_prompt(self, chunk: Chunk, hidden_TE: Tensor) -> None:
         """Note how likely the prompt's tokens were that follow the chunk's; a chunk that runs again notes it again."""
@@ -97,10 +100,19 @@ class ModelRunner:
             sequence.prompt_logprobs += token_logprobs(logits_TV, ids, num_top)
 
     def hidden(self, ids: list[int], context: PagedContext) -> Tensor:
-        """Final hidden states [T, E] of the tokens of a context."""
+        """Final hidden states [W, E] of those tokens of a context that it wants."""
         if self.model.training:  # a trainer that rolls out has switched it
             self.model.eval()
-        positions = context.positions
+        positions, wanted = context.positions, context.wanted_rows
         ids = ids + [0] * (positions.shape[0] - len(ids))
-        hidden_TE: Tensor = self.model(integers(ids, self.cache.device), positions, context)
-        return hidden_TE
+        hidden_WE: Tensor = self.model(integers(ids, self.cache.device), positions, context)
+        num_wanted = (positions if wanted is None else wanted).shape[0]
+        assert hidden_WE.shape[0] == num_wanted, "the model returns other rows than its context wants"
+        return hidden_WE
+
+
+def _num_wanted(chunk: Chunk) -> int:
+    """How many of a chunk's tokens, the last ones, somebody reads the hidden states of."""
+    if chunk.sequence.params.prompt_logprobs is not None:
+        return chunk.length + len(chunk.drafts)
+    return 1 + len(chunk.drafts) if chunk.is_last else 0

@@ -95,11 +95,10 @@ class DraftModel:
                 [len(new) for new in news],
                 [sequence.num_draft_computed for sequence in sequences],
                 [sequence.block_table for sequence in sequences],
+                wanted_lens=[1] * len(news),
             )
             ids = torch.tensor([i for new in news for i in new], device=self._cache.device)
-            hidden_TE = self._model(ids, context.positions, context)
-            ends = torch.tensor([len(new) for new in news], device=self._cache.device).cumsum(0) - 1
-            tokens = sample(self._model.logits(hidden_TE[ends]), rows)
+            tokens = sample(self._model.logits(self._model(ids, context.positions, context)), rows)
             still_open = []
             for chunk, row, token in zip(open_chunks, rows, tokens, strict=True):
                 # What is computed of guesses counts only once they are accepted.
@@ -118,7 +117,7 @@ class DraftModel:
         while (missing := len(sequence) - 1 - sequence.num_draft_computed) > 0:
             length = min(missing, self._max_batch_tokens)
             start = sequence.num_draft_computed
-            context = PagedContext(self._cache, [length], [start], [sequence.block_table])
+            context = PagedContext(self._cache, [length], [start], [sequence.block_table], wanted_lens=[0])
             ids = torch.tensor(sequence.token_ids[start : start + length], device=self._cache.device)
             self._model(ids, context.positions, context)
             sequence.num_draft_computed += length

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 def instruction_sets() -> list[str]:
     """What this processor can run, best first; the last is plain C++."""
 
@@ -147,16 +149,15 @@ def gated_product(
     num_threads: int,
     /,
 ) -> None: ...
-def transformer_block(
+def transformer_stack(
     instruction_set: str,
     sizes: tuple[int, int, int, int, int, int],
-    eps: float,
-    scale: float,
-    weights: list[int],
+    blocks: tuple[list[int], Sequence[float], Sequence[float], list[int], list[int]],
+    place: tuple[int, int, int, int, int],
+    wanted: tuple[int, int, int, int],
     x: int,
     cos: int,
     sin: int,
-    cache: tuple[int, int, int, int, int, int, int],
     workspace: int,
     out: int,
     num_threads: int,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from camelid.kernels.block import PagedPlace
+    from camelid.kernels.stack import PagedPlace
     from camelid.model.image_memory import ImageMemory
 
 
@@ -76,8 +76,15 @@ class AttentionContext(ABC):
     images: ImageReads | None = None
     """How tokens attend to the images of their sequence; None: no sequence has any."""
 
-    def paged_place(self, layer: int) -> PagedPlace | None:
-        """Where the tokens lie in the layer's cache, for a block that runs in one native call; None: it cannot."""
+    wanted_rows: Tensor | None = None
+    """Numbers of the tokens whose final hidden states are asked for, int64, ascending; None: everybody's."""
+
+    def wanted(self, x_TE: Tensor) -> Tensor:
+        """The rows of the tokens that are asked for: [W, E]."""
+        return x_TE if self.wanted_rows is None else x_TE[self.wanted_rows]
+
+    def paged_place(self) -> PagedPlace | None:
+        """Where the tokens lie in the cache, for blocks that run in one native call; None: they cannot."""
         return None
 
     @abstractmethod

@@ -25,10 +25,11 @@ __all__ = ["LanguageModel", "ModelConfig"]
 class LanguageModel(nn.Module, ABC):
     """A decoder over tokens that lie end to end.
 
-        hidden_TE = model(ids_T, positions_T, context)
-        logits_TV = model.logits(hidden_TE)
+        hidden_WE = model(ids_T, positions_T, context)
+        logits_WV = model.logits(hidden_WE)
 
-    The two steps are apart so that a decoder computes logits only where it samples, and a trainer in chunks.
+    W are those of the T tokens that the context wants to hear of, all of them unless it says otherwise. The two steps
+    are apart so that a trainer computes logits in chunks.
     Parameter names are those of the architecture's Hugging Face checkpoint.
     """
 
@@ -45,12 +46,12 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
-        """Final hidden states [T, E], after the last norm.
+        """Final hidden states [W, E], after the last norm: `context.wanted` takes them from those of all tokens.
 
         Args:
             ids_T: int64 token ids of all sequences, end to end.
             positions_T: int64 position of each token in its own sequence.
-            context: knows the sequences' boundaries and the cache.
+            context: knows the sequences' boundaries, the cache, and whose states are wanted.
         """
 
     @property
@@ -58,9 +59,9 @@ class LanguageModel(nn.Module, ABC):
     def output_matrix(self) -> Matrix:
         """The matrix that scores the vocabulary, tied or not; a trainer multiplies with it in chunks."""
 
-    def logits(self, hidden_TE: Tensor) -> Tensor:
-        """Scores over the vocabulary, fp32 [T, V]."""
-        return self.output_matrix.multiply(hidden_TE).float()
+    def logits(self, hidden_WE: Tensor) -> Tensor:
+        """Scores over the vocabulary, fp32 [W, V]."""
+        return self.output_matrix.multiply(hidden_WE).float()
 
     def image_memory(self, images: Sequence[PromptImage], positions: Sequence[int]) -> ImageMemory:
         """What the layers that attend to images read of one sequence's: for `AttentionContext.images`.

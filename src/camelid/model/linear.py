@@ -153,22 +153,6 @@ def project_gated(x_TI: Tensor, gate: Linear, up: Linear) -> Tensor:
     return gated_linear(x_TI, gate.weight, up.weight)
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module does what its class says, and nothing else: no subclass, no hooks, no `forward` of its own."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module) is kind and not hooked and "forward" not in module.__dict__
-
-
-def plain_weights(*projections: Linear) -> list[Tensor] | None:
-    """The weights of projections that are nothing but a product with them: dense, no biases, no adapters' hooks."""
-    weights: list[Tensor] = []
-    for projection in projections:
-        if not is_plain(projection, Linear) or projection.weight is None or projection.bias is not None:
-            return None
-        weights.append(projection.weight)
-    return weights
-
-
 def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """silu(gate) ⊙ up: [T, F]."""
     if runs_natively(gate_TF, up_TF):
@@ -185,7 +169,13 @@ def _in_one_pass(x_TI: Tensor, projections: Sequence[Linear]) -> bool:
     """Whether nothing but native products happens in these: dense weights, no gradients and no adapters' hooks."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not x_TI.numel():
         return False
-    if not all(is_plain(p, Linear) for p in projections):
+    if not all(_is_plain(p) for p in projections):
         return False
     weights = [p.weight for p in projections if p.weight is not None and p.weight.numel()]
     return len(weights) == len(projections) and multiplies_natively(x_TI, *weights)
+
+
+def _is_plain(projection: Linear) -> bool:
+    """Whether it does what its class says, and nothing else: no subclass, no hooks, no `forward` of its own."""
+    hooked = projection._forward_hooks or projection._forward_pre_hooks
+    return type(projection) is Linear and not hooked and "forward" not in projection.__dict__

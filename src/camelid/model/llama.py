@@ -3,8 +3,8 @@
 Pre-norm blocks of rotary grouped-query attention and SwiGLU (Touvron et al. 2023, arXiv 2302.13971, §2.2; 2307.09288,
 §2.2; Grattafiori et al. 2024, arXiv 2407.21783, §3.2).
 
-Shape suffixes: T tokens of all sequences end to end, E hidden size, H query heads, K key/value heads, N = H + K, D head
-dimension, V vocabulary.
+Shape suffixes: T tokens of all sequences end to end, W those that are wanted, E hidden size, H query heads, K key/value
+heads, N = H + K, D head dimension, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import nn
 
-from camelid.kernels.block import BlockWeights, block_runs_on, transformer_block
 from camelid.model.base import LanguageModel, ModelConfig
+from camelid.model.block_stack import BlockStack
 from camelid.model.initialize import fill_normal
 from camelid.model.layers import Embedding, FeedForward, RMSNorm
-from camelid.model.linear import Linear, Matrix, is_plain, plain_weights, project
+from camelid.model.linear import Linear, Matrix, project
 from camelid.model.llama_config import LlamaConfig
 from camelid.model.rotary import RotaryEmbedding
 
@@ -77,32 +77,26 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x_TE: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor:
         """[T, E] → [T, E]."""
-        if (native_TE := self._in_one_call(x_TE, rotation, context)) is not None:
-            return native_TE
         h_TE = x_TE + self.self_attn(self.input_layernorm(x_TE), rotation, context)
         y_TE: Tensor = h_TE + self.mlp(self.post_attention_layernorm(h_TE))
         return y_TE
 
-    def _in_one_call(self, x_TE: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor | None:
-        """The same natively, to the same bits; None where that cannot be."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        attention, mlp, norms = self.self_attn, self.mlp, (self.input_layernorm, self.post_attention_layernorm)
-        if not (
-            is_plain(attention, Attention) and is_plain(mlp, FeedForward) and all(is_plain(n, RMSNorm) for n in norms)
-        ):
-            return None
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        weights = plain_weights(*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        place = context.paged_place(attention.layer)
-        if weights is None or place is None or norms[0].eps != norms[1].eps:
-            return None
-        q, k, v, o, gate, up, down = weights
-        all_weights = BlockWeights(norms[0].weight, q, k, v, o, norms[1].weight, gate, up, down)
-        if not block_runs_on(x_TE, all_weights, attention.head_dim):
-            return None
-        angles = rotation.cos_T1D, rotation.sin_T1D
-        return transformer_block(x_TE, all_weights, *angles, place, eps=norms[0].eps, scale=attention.scale)
+
+BLOCK_PARTS: dict[str, type[nn.Module]] = {
+    "": TransformerBlock,
+    "input_layernorm": RMSNorm,
+    "self_attn": Attention,
+    "self_attn.q_proj": Linear,
+    "self_attn.k_proj": Linear,
+    "self_attn.v_proj": Linear,
+    "self_attn.o_proj": Linear,
+    "post_attention_layernorm": RMSNorm,
+    "mlp": FeedForward,
+    "mlp.gate_proj": Linear,
+    "mlp.up_proj": Linear,
+    "mlp.down_proj": Linear,
+}
+"""What a block is, for `BlockStack`."""
 
 
 class Decoder(nn.Module):
@@ -114,16 +108,20 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim)
+        self._stack = BlockStack(BLOCK_PARTS)
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
-        """[T] → [T, E]."""
+        """[T] → [W, E]."""
         # The norms are never packed: their dtype is the one that the model computes in.
         x_TE = self.embed_tokens(ids_T).to(self.norm.weight.dtype)
         rotation = self.rotary(positions_T)
+        native_WE = self._stack.run(self.layers, x_TE, rotation, context, self.norm)
+        if native_WE is not None:
+            return native_WE
         for block in self.layers:
             x_TE = block(x_TE, rotation, context)
-        hidden_TE: Tensor = self.norm(x_TE)
-        return hidden_TE
+        hidden_WE: Tensor = self.norm(context.wanted(x_TE))
+        return hidden_WE
 
 
 class Llama(LanguageModel):
@@ -147,9 +145,9 @@ class Llama(LanguageModel):
         return cls(config)
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
-        """Final hidden states [T, E], after the last norm."""
-        hidden_TE: Tensor = self.model(ids_T, positions_T, context)
-        return hidden_TE
+        """Final hidden states [W, E], after the last norm."""
+        hidden_WE: Tensor = self.model(ids_T, positions_T, context)
+        return hidden_WE
 
     @property
     def output_matrix(self) -> Matrix:

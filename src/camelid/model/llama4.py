@@ -6,8 +6,9 @@ models/llama4/{model,moe}.py; the temperature is that of Nakanishi 2025, arXiv 2
 
 The weights of a layer's experts lie in one tensor each and stay dense: block formats are for matrices.
 
-Shape suffixes: T tokens of all sequences end to end, E hidden size, H query heads, K key/value heads, N = H + K, D head
-dimension, F width of an expert, X experts, A experts of a token, R tokens routed to experts (T · A).
+Shape suffixes: T tokens of all sequences end to end, W those that are wanted, E hidden size, H query heads, K key/value
+heads, N = H + K, D head dimension, F width of an expert, X experts, A experts of a token, R tokens routed to experts (T
+· A).
 """
 
 from __future__ import annotations
@@ -169,14 +170,14 @@ class Decoder(nn.Module):
         self.floor_scale = config.floor_scale
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
-        """[T] → [T, E]."""
+        """[T] → [W, E]."""
         # The norms are never packed: their dtype is the one that the model computes in.
         x_TE = self.embed_tokens(ids_T).to(self.norm.weight.dtype)
         rotation, temperature_T11 = self.rotary(positions_T), self._temperature(positions_T)
         for block in self.layers:
             x_TE = block(x_TE, rotation, temperature_T11, context)
-        hidden_TE: Tensor = self.norm(x_TE)
-        return hidden_TE
+        hidden_WE: Tensor = self.norm(context.wanted(x_TE))
+        return hidden_WE
 
     def _temperature(self, positions_T: Tensor) -> Tensor | None:
         """1 + attn_scale · ln(1 + ⌊(p + 1) / floor_scale⌋), in fp32."""
@@ -208,9 +209,9 @@ class Llama4(LanguageModel):
         return cls(config)
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
-        """Final hidden states [T, E], after the last norm."""
-        hidden_TE: Tensor = self.model(ids_T, positions_T, context)
-        return hidden_TE
+        """Final hidden states [W, E], after the last norm."""
+        hidden_WE: Tensor = self.model(ids_T, positions_T, context)
+        return hidden_WE
 
     @property
     def output_matrix(self) -> Matrix:

@@ -4,8 +4,9 @@ The layers that attend to images are gated by tanh of two learnt numbers, know n
 without images, which makes the model the Llama that it grew from (Grattafiori et al. 2024, arXiv 2407.21783, §7.2;
 llama-models, models/llama3/multimodal/model.py). Who sees which image is `camelid.model.image_memory`'s affair.
 
-Shape suffixes: T tokens of all sequences end to end, R those of sequences with images, L patches of all images of a
-sequence, E hidden size, H query heads, K key/value heads, D head dimension, O width of the encoder's output.
+Shape suffixes: T tokens of all sequences end to end, W those that are wanted, R those of sequences with images, L
+patches of all images of a sequence, E hidden size, H query heads, K key/value heads, D head dimension, O width of the
+encoder's output.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import torch
 from torch import nn
 
 from camelid.model.base import LanguageModel, ModelConfig
+from camelid.model.block_stack import BlockStack
 from camelid.model.image_memory import ImageMemory
 from camelid.model.initialize import fill_normal
 from camelid.model.layers import Embedding, FeedForward, RMSNorm
 from camelid.model.linear import Linear, Matrix
-from camelid.model.llama import TransformerBlock
+from camelid.model.llama import BLOCK_PARTS, TransformerBlock
 from camelid.model.mllama_config import MllamaConfig
 from camelid.model.mllama_images import ImageTiles, TileReader
 from camelid.model.mllama_vision import VisionModel
@@ -104,19 +106,25 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(_blocks(config))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim)
+        self._stack = BlockStack(BLOCK_PARTS)
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
-        """[T] → [T, E]."""
+        """[T] → [W, E]."""
         # The norms are never packed: their dtype is the one that the model computes in.
         x_TE = self.embed_tokens(ids_T).to(self.norm.weight.dtype)
         rotation = self.rotary(positions_T)
+        if context.images is None:
+            blocks = [block for block in self.layers if not isinstance(block, CrossAttentionBlock)]
+            native_WE = self._stack.run(blocks, x_TE, rotation, context, self.norm)
+            if native_WE is not None:
+                return native_WE
         for block in self.layers:
             if not isinstance(block, CrossAttentionBlock):
                 x_TE = block(x_TE, rotation, context)
             elif context.images is not None:
                 x_TE = block(x_TE, context.images)
-        hidden_TE: Tensor = self.norm(x_TE)
-        return hidden_TE
+        hidden_WE: Tensor = self.norm(context.wanted(x_TE))
+        return hidden_WE
 
 
 class TextModel(nn.Module):
@@ -148,9 +156,9 @@ class Mllama(LanguageModel):
         return cls(config)
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
-        """Final hidden states [T, E], after the last norm."""
-        hidden_TE: Tensor = self.language_model.model(ids_T, positions_T, context)
-        return hidden_TE
+        """Final hidden states [W, E], after the last norm."""
+        hidden_WE: Tensor = self.language_model.model(ids_T, positions_T, context)
+        return hidden_WE
 
     def image_memory(self, images: Sequence[PromptImage], positions: Sequence[int]) -> ImageMemory:
         """Keys and values of the images, one image encoded after the other; see `LanguageModel.image_memory`."""

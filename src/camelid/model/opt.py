@@ -3,8 +3,8 @@
 Zhang et al. 2022, arXiv 2205.01068, §2.1; Taylor et al. 2022, arXiv 2211.09085, §4; metaseq's decoder. OPT-350M alone
 norms after each residual, has no norm at the end, and has token vectors narrower than its hidden states.
 
-Shape suffixes: T tokens of all sequences end to end, E hidden size, W size of the token vectors, H heads, D head
-dimension.
+Shape suffixes: T tokens of all sequences end to end, S those that are wanted, E hidden size, W size of the token
+vectors, H heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -106,17 +106,18 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.num_hidden_layers))
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
-        """[T] → [T, W]."""
+        """[T] → [S, W]."""
         # The table of positions is never packed: its dtype is the one that the model computes in.
         positions_TE = self.embed_positions(positions_T + POSITION_OFFSET)
         x_TW = self.embed_tokens(ids_T).to(positions_TE.dtype)
         x_TE = positions_TE + (x_TW if self.project_in is None else self.project_in(x_TW))
         for block in self.layers:
             x_TE = block(x_TE, context)
+        x_SE = context.wanted(x_TE)
         if self.final_layer_norm is not None:
-            x_TE = self.final_layer_norm(x_TE)
-        out_TW: Tensor = x_TE if self.project_out is None else self.project_out(x_TE)
-        return out_TW
+            x_SE = self.final_layer_norm(x_SE)
+        out_SW: Tensor = x_SE if self.project_out is None else self.project_out(x_SE)
+        return out_SW
 
 
 class Model(nn.Module):
@@ -148,9 +149,9 @@ class OPT(LanguageModel):
         return cls(config)
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, context: AttentionContext) -> Tensor:
-        """Final hidden states [T, W], ready for the output matrix."""
-        hidden_TW: Tensor = self.model.decoder(ids_T, positions_T, context)
-        return hidden_TW
+        """Final hidden states [S, W], ready for the output matrix."""
+        hidden_SW: Tensor = self.model.decoder(ids_T, positions_T, context)
+        return hidden_SW
 
     @property
     def output_matrix(self) -> Matrix:

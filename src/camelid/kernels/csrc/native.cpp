@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <string>
 #include <tuple>
@@ -370,53 +371,153 @@ void add(const float *x, const float *y, float *sums, std::size_t count) {
     for (std::size_t i = 0; i < count; ++i) sums[i] = x[i] + y[i];
 }
 
+// Rows of `width` floats, those named by ascending `numbers`, close together; `from` and `to` may be one place.
+void take_rows(const float *from, const std::int64_t *numbers, std::size_t count, std::size_t width, float *to) {
+    for (std::size_t row = 0; row < count; ++row)
+        std::memmove(to + row * width, from + static_cast<std::size_t>(numbers[row]) * width, width * sizeof(float));
+}
+
 // tokens, hidden size, heads, key/value heads, head dimension, width of the feed-forward layer
-using BlockSizes = std::tuple<std::size_t, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t>;
+using StackSizes = std::tuple<std::size_t, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t>;
 
-// A step's place in the cache: sequences, their number, block tables, block size; slots, keys, values.
-using BlockCache = std::tuple<std::uintptr_t, std::size_t, std::uintptr_t, std::size_t, std::uintptr_t, std::uintptr_t,
-                              std::uintptr_t>;
+// Addresses of each block's nine weights (first norm, queries, keys, values, output, second norm, gate, up, down) and of
+// the last norm's, the norms' epsilons, and each block's scale of scores, keys and values in the cache.
+using StackBlocks = std::tuple<std::vector<std::uintptr_t>, std::vector<float>, std::vector<float>,
+                               std::vector<std::uintptr_t>, std::vector<std::uintptr_t>>;
 
-// A whole pre-norm block of rotary attention and SwiGLU: h = x + attention(norm(x)); out = h + feed_forward(norm(h)). The
-// weights are those of the first norm, queries, keys, values, output, second norm, gate, up, down; the workspace has
-// 3 · (hidden + heads · dim + key heads · dim + width) floats for each token.
-void transformer_block(const std::string &set, const BlockSizes &sizes, float eps, float scale,
-                       const std::vector<std::uintptr_t> &weights, std::uintptr_t x, std::uintptr_t cos,
-                       std::uintptr_t sin, const BlockCache &cache, std::uintptr_t workspace, std::uintptr_t out,
-                       std::size_t num_threads) {
-    const auto [tokens, hidden, num_heads, num_key_heads, dim, width] = sizes;
-    const auto [sequences, num_sequences, tables, block_size, slots, keys, values] = cache;
-    const std::size_t q_width = num_heads * dim, k_width = num_key_heads * dim, qkv_width = q_width + 2 * k_width;
-    float *normed = floats(workspace), *qkv = normed + tokens * hidden, *turned = qkv + tokens * qkv_width;
-    float *attended = turned + tokens * (q_width + k_width), *added = attended + tokens * q_width;
-    float *both = added + tokens * hidden, *gated = both + tokens * 2 * width, *h = gated + tokens * width;
-    const auto address = [](const float *values) { return reinterpret_cast<std::uintptr_t>(values); };
+// A step's place in the cache: sequences, their number, block tables, block size, slots.
+using StackPlace = std::tuple<std::uintptr_t, std::size_t, std::uintptr_t, std::size_t, std::uintptr_t>;
+
+// Tokens that are wanted of the last block: their numbers, how many, their sequences as in the place, how many.
+using StackWanted = std::tuple<std::uintptr_t, std::size_t, std::uintptr_t, std::size_t>;
+
+constexpr std::size_t kWeightsOfBlock = 9;
+
+// Pre-norm blocks of rotary attention and SwiGLU over one step's tokens.
+class Stack {
+public:
+    // The workspace has 3 · (hidden + heads · dim + key heads · dim + width) + 2 · dim floats for each token.
+    Stack(const std::string &set, const StackSizes &sizes, const StackBlocks &blocks, const StackPlace &place,
+          std::uintptr_t cos, std::uintptr_t sin, std::uintptr_t workspace, std::size_t num_threads)
+        : set_(set), blocks_(blocks), place_(place), num_threads_(num_threads), cos_(cos), sin_(sin) {
+        std::tie(tokens_, hidden_, num_heads_, num_key_heads_, dim_, width_) = sizes;
+        q_width_ = num_heads_ * dim_, k_width_ = num_key_heads_ * dim_;
+        normed_ = floats(workspace), qkv_ = normed_ + tokens_ * hidden_;
+        turned_ = qkv_ + tokens_ * (q_width_ + 2 * k_width_), attended_ = turned_ + tokens_ * (q_width_ + k_width_);
+        added_ = attended_ + tokens_ * q_width_, both_ = added_ + tokens_ * hidden_;
+        gated_ = both_ + tokens_ * 2 * width_, h_ = gated_ + tokens_ * width_, angles_ = h_ + tokens_ * hidden_;
+    }
+
+    // All blocks and, where there is one more weight, the last norm; of the wanted tokens into `out`.
+    void run(std::uintptr_t x, const StackWanted &wanted, std::uintptr_t out) {
+        const std::size_t num_blocks = std::get<2>(blocks_).size(), num_wanted = std::get<1>(wanted);
+        const auto &[weights, epsilons, scales, keys, values] = blocks_;
+        const StackWanted all{0, tokens_, std::get<0>(place_), std::get<1>(place_)};
+        for (std::size_t block = 0; block < num_blocks; ++block)
+            run(block, block == 0 ? floats(x) : h_, block + 1 == num_blocks ? wanted : all);
+        if (weights.size() > num_blocks * kWeightsOfBlock)
+            rms_norm(set_, address(h_), weights.back(), epsilons.back(), out, num_wanted, hidden_, num_threads_);
+        else
+            std::copy_n(h_, num_wanted * hidden_, floats(out));
+    }
+
+private:
+    static std::uintptr_t address(const float *values) { return reinterpret_cast<std::uintptr_t>(values); }
+
     // Of a weight [outputs, inputs], whose transpose is the right factor.
-    const auto transposed = [](std::uintptr_t weight, std::size_t inputs) { return MatrixAddress{weight, 1, inputs}; };
+    static MatrixAddress transposed(std::uintptr_t weight, std::size_t inputs) { return {weight, 1, inputs}; }
 
-    rms_norm(set, x, weights[0], eps, address(normed), tokens, hidden, num_threads);
-    product(set, {tokens, hidden}, {address(normed), hidden, 1},
-            {{transposed(weights[1], hidden), q_width, address(qkv)},
-             {transposed(weights[2], hidden), k_width, address(qkv + q_width)},
-             {transposed(weights[3], hidden), k_width, address(qkv + q_width + k_width)}},
-            qkv_width, false, num_threads);
-    rotate(set, {address(qkv), qkv_width}, cos, sin, false, address(turned), tokens, num_heads + num_key_heads, dim,
-           num_threads);
-    const Address queries{address(turned), q_width + k_width};
-    store_rows({address(turned + q_width), q_width + k_width}, {address(qkv + q_width + k_width), qkv_width}, slots, tokens,
-               keys, values, k_width, num_threads);
-    paged_attention(set, sequences, tables, {num_sequences, block_size, num_heads, num_key_heads, dim}, scale, {0, 0},
-                    queries, {keys, 0}, {values, 0}, {address(attended), q_width}, num_threads);
-    product(set, {tokens, q_width}, {address(attended), q_width, 1},
-            {{transposed(weights[4], q_width), hidden, address(added)}}, hidden, false, num_threads);
-    add(floats(x), added, h, tokens * hidden);
+    // One block: h = x + attention(norm(x)); h + feed_forward(norm(h)) into `h_`, which may be x.
+    void run(std::size_t block, const float *x, const StackWanted &wanted) {
+        const std::uintptr_t *weights = std::get<0>(blocks_).data() + block * kWeightsOfBlock;
+        const float *epsilons = std::get<1>(blocks_).data() + block * 2;
+        const std::size_t rows = std::get<1>(wanted);
 
-    rms_norm(set, address(h), weights[5], eps, address(normed), tokens, hidden, num_threads);
-    gated_product(set, {tokens, hidden}, {address(normed), hidden, 1}, transposed(weights[6], hidden),
-                  transposed(weights[7], hidden), width, address(both), address(gated), num_threads);
-    product(set, {tokens, width}, {address(gated), width, 1}, {{transposed(weights[8], width), hidden, address(added)}},
-            hidden, false, num_threads);
-    add(h, added, floats(out), tokens * hidden);
+        rms_norm(set_, address(x), weights[0], epsilons[0], address(normed_), tokens_, hidden_, num_threads_);
+        const Address queries = rows == tokens_ ? project_all(block, weights) : project_wanted(block, weights, wanted);
+        if (rows == 0) return;
+        if (rows != tokens_) {
+            take_rows(x, reinterpret_cast<const std::int64_t *>(std::get<0>(wanted)), rows, hidden_, h_);
+            x = h_;
+        }
+        attend(block, queries, wanted);
+        product(set_, {rows, q_width_}, {address(attended_), q_width_, 1},
+                {{transposed(weights[4], q_width_), hidden_, address(added_)}}, hidden_, false, num_threads_);
+        add(x, added_, h_, rows * hidden_);
+
+        rms_norm(set_, address(h_), weights[5], epsilons[1], address(normed_), rows, hidden_, num_threads_);
+        gated_product(set_, {rows, hidden_}, {address(normed_), hidden_, 1}, transposed(weights[6], hidden_),
+                      transposed(weights[7], hidden_), width_, address(both_), address(gated_), num_threads_);
+        product(set_, {rows, width_}, {address(gated_), width_, 1},
+                {{transposed(weights[8], width_), hidden_, address(added_)}}, hidden_, false, num_threads_);
+        add(h_, added_, h_, rows * hidden_);
+    }
+
+    // All tokens' queries, keys and values, side by side; keys and values go to the cache, the queries are returned.
+    Address project_all(std::size_t block, const std::uintptr_t *weights) {
+        const std::size_t row = q_width_ + 2 * k_width_, turned_row = q_width_ + k_width_;
+        product(set_, {tokens_, hidden_}, {address(normed_), hidden_, 1},
+                {{transposed(weights[1], hidden_), q_width_, address(qkv_)},
+                 {transposed(weights[2], hidden_), k_width_, address(qkv_ + q_width_)},
+                 {transposed(weights[3], hidden_), k_width_, address(qkv_ + q_width_ + k_width_)}},
+                row, false, num_threads_);
+        rotate(set_, {address(qkv_), row}, cos_, sin_, false, address(turned_), tokens_, num_heads_ + num_key_heads_, dim_,
+               num_threads_);
+        store(block, {address(turned_ + q_width_), turned_row}, {address(qkv_ + q_width_ + k_width_), row});
+        return {address(turned_), turned_row};
+    }
+
+    // The same with the queries of wanted tokens alone.
+    Address project_wanted(std::size_t block, const std::uintptr_t *weights, const StackWanted &wanted) {
+        const std::size_t rows = std::get<1>(wanted);
+        product(set_, {tokens_, hidden_}, {address(normed_), hidden_, 1},
+                {{transposed(weights[2], hidden_), k_width_, address(qkv_)},
+                 {transposed(weights[3], hidden_), k_width_, address(qkv_ + k_width_)}},
+                2 * k_width_, false, num_threads_);
+        rotate(set_, {address(qkv_), 2 * k_width_}, cos_, sin_, false, address(turned_), tokens_, num_key_heads_, dim_,
+               num_threads_);
+        store(block, {address(turned_), k_width_}, {address(qkv_ + k_width_), 2 * k_width_});
+        if (rows == 0) return {0, 0};
+
+        const auto *numbers = reinterpret_cast<const std::int64_t *>(std::get<0>(wanted));
+        float *queries = qkv_ + tokens_ * 2 * k_width_, *turned = turned_ + tokens_ * k_width_;
+        float *cos = angles_, *sin = angles_ + rows * dim_;
+        take_rows(normed_, numbers, rows, hidden_, normed_);
+        take_rows(floats(cos_), numbers, rows, dim_, cos);
+        take_rows(floats(sin_), numbers, rows, dim_, sin);
+        product(set_, {rows, hidden_}, {address(normed_), hidden_, 1},
+                {{transposed(weights[1], hidden_), q_width_, address(queries)}}, q_width_, false, num_threads_);
+        rotate(set_, {address(queries), q_width_}, address(cos), address(sin), false, address(turned), rows, num_heads_,
+               dim_, num_threads_);
+        return {address(turned), q_width_};
+    }
+
+    void store(std::size_t block, const Address &new_keys, const Address &new_values) {
+        store_rows(new_keys, new_values, std::get<4>(place_), tokens_, std::get<3>(blocks_)[block],
+                   std::get<4>(blocks_)[block], k_width_, num_threads_);
+    }
+
+    void attend(std::size_t block, const Address &queries, const StackWanted &wanted) {
+        const auto [numbers, rows, sequences, num_sequences] = wanted;
+        const PagedSizes sizes{num_sequences, std::get<3>(place_), num_heads_, num_key_heads_, dim_};
+        paged_attention(set_, sequences, std::get<2>(place_), sizes, std::get<2>(blocks_)[block], {0, 0}, queries,
+                        {std::get<3>(blocks_)[block], 0}, {std::get<4>(blocks_)[block], 0},
+                        {address(attended_), q_width_}, num_threads_);
+    }
+
+    const std::string &set_;
+    const StackBlocks &blocks_;
+    const StackPlace &place_;
+    std::size_t num_threads_;
+    std::uintptr_t cos_, sin_;
+    std::size_t tokens_, hidden_, num_heads_, num_key_heads_, dim_, width_, q_width_, k_width_;
+    float *normed_, *qkv_, *turned_, *attended_, *added_, *both_, *gated_, *h_, *angles_;
+};
+
+void transformer_stack(const std::string &set, const StackSizes &sizes, const StackBlocks &blocks, const StackPlace &place,
+                       const StackWanted &wanted, std::uintptr_t x, std::uintptr_t cos, std::uintptr_t sin,
+                       std::uintptr_t workspace, std::uintptr_t out, std::size_t num_threads) {
+    Stack(set, sizes, blocks, place, cos, sin, workspace, num_threads).run(x, wanted, out);
 }
 
 }  // namespace
@@ -441,6 +542,6 @@ NB_MODULE(_native, module) {
     module.def("softmax_shares", &camelid::softmax_shares, nb::call_guard<nb::gil_scoped_release>());
     module.def("greatest", &camelid::greatest, nb::call_guard<nb::gil_scoped_release>());
     module.def("product", &camelid::product, nb::call_guard<nb::gil_scoped_release>());
-    module.def("transformer_block", &camelid::transformer_block, nb::call_guard<nb::gil_scoped_release>());
+    module.def("transformer_stack", &camelid::transformer_stack, nb::call_guard<nb::gil_scoped_release>());
     module.def("gated_product", &camelid::gated_product, nb::call_guard<nb::gil_scoped_release>());
 }
