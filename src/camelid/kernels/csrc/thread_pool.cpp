@@ -1,6 +1,7 @@
 #include "thread_pool.h"
 
 #include <algorithm>
+#include <chrono>
 #include <system_error>
 #include <thread>
 
@@ -14,8 +15,8 @@ struct ThreadPool::Job {
     const std::function<void(std::size_t, std::size_t)> &work;
     const std::size_t count, piece;
     std::atomic<std::size_t> next{0};
-    std::size_t seats;          // helpers that may still join
-    std::size_t num_inside{0};  // helpers at work
+    std::size_t seats;                       // helpers that may still join
+    std::atomic<std::size_t> num_inside{0};  // helpers at work
 
     void take_pieces() {
         for (;;) {
@@ -27,8 +28,33 @@ struct ThreadPool::Job {
 };
 
 namespace {
+
 // Never destroyed: sleeping threads may outlive static destruction.
 std::atomic<ThreadPool *> pool{nullptr};
+
+// How long a thread stays awake for what will most likely come at once. To wake it costs 10 to 20 µs.
+constexpr auto kAwake = std::chrono::microseconds(20);
+
+// Leaves the core to its other thread, and the memory alone, for a moment.
+inline void pause() {
+#ifdef CAMELID_X86
+    __builtin_ia32_pause();
+#endif
+}
+
+// Whether it came while this thread was awake.
+template <typename Condition>
+bool came_soon(Condition condition) {
+    const auto end = std::chrono::steady_clock::now() + kAwake;
+    do {
+        for (int i = 0; i < 16; ++i) {
+            if (condition()) return true;
+            pause();
+        }
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
+}
+
 }  // namespace
 
 ThreadPool &ThreadPool::instance() {
@@ -61,6 +87,7 @@ void ThreadPool::run(std::size_t count, std::size_t piece, std::size_t num_threa
         const std::lock_guard<std::mutex> lock(mutex_);
         start_helpers(helpers_wanted);
         job_ = &job;
+        num_posted_.fetch_add(1, std::memory_order_release);
     }
     if (helpers_wanted == 1)
         job_posted_.notify_one();
@@ -69,7 +96,11 @@ void ThreadPool::run(std::size_t count, std::size_t piece, std::size_t num_threa
     job.take_pieces();
     std::unique_lock<std::mutex> lock(mutex_);
     job_ = nullptr;
-    helper_left_.wait(lock, [&] { return job.num_inside == 0; });
+    lock.unlock();
+    const auto is_done = [&] { return job.num_inside.load(std::memory_order_acquire) == 0; };
+    if (came_soon(is_done)) return;
+    lock.lock();
+    helper_left_.wait(lock, is_done);
 }
 
 void ThreadPool::start_helpers(std::size_t wanted) {
@@ -83,7 +114,14 @@ void ThreadPool::start_helpers(std::size_t wanted) {
 void ThreadPool::serve() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-        job_posted_.wait(lock, [&] { return job_ != nullptr && job_->seats > 0; });
+        const auto is_wanted = [&] { return job_ != nullptr && job_->seats > 0; };
+        if (!is_wanted()) {
+            const std::size_t seen = num_posted_.load(std::memory_order_relaxed);
+            lock.unlock();
+            came_soon([&] { return num_posted_.load(std::memory_order_relaxed) != seen; });
+            lock.lock();
+        }
+        job_posted_.wait(lock, is_wanted);
         Job &job = *job_;
         --job.seats;
         ++job.num_inside;

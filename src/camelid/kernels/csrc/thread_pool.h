@@ -1,4 +1,4 @@
-// Threads that sleep between jobs. A job's result must not depend on how it is cut into pieces.
+// Threads that sleep between jobs, but for some moments. A job's result must not depend on how it is cut into pieces.
 
 #pragma once
 
@@ -35,6 +35,7 @@ private:
     std::condition_variable helper_left_;
     Job *job_ = nullptr;
     std::size_t num_helpers_ = 0;
+    std::atomic<std::size_t> num_posted_{0};
 };
 
 }  // namespace camelid
