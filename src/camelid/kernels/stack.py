@@ -11,7 +11,8 @@ feed-forward layer, D head dimension, N sequences.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import attrgetter
+from itertools import repeat
+from operator import attrgetter, eq
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,7 +49,7 @@ class Workspace:
         """At least so many floats, whatever they hold; those handed out before are void."""
         if num_floats > KEPT:
             return torch.empty(num_floats, dtype=torch.float32, device="cpu")
-        if len(self._memory) < num_floats:
+        if self._memory.shape[0] < num_floats:
             self._memory = torch.empty(num_floats, dtype=torch.float32, device="cpu")
         return self._memory
 
@@ -94,6 +95,12 @@ class Stack:
     head_dim: int
 
     @property
+    def widths(self) -> tuple[int, int, int]:
+        """Of queries, of keys and of the feed-forward layers."""
+        queries, keys, gate = (self.weights[i].shape[0] for i in (1, 2, 6))
+        return queries, keys, gate
+
+    @property
     def ends_in_norm(self) -> bool:
         """Whether a norm follows the last block."""
         return len(self.epsilons) > 2 * len(self.layers)
@@ -106,7 +113,7 @@ def stack_runs_on(x_TE: Tensor, stack: Stack) -> bool:
     return (
         width is not None
         and not torch.is_grad_enabled()
-        and len(x_TE) > 0
+        and x_TE.shape[0] > 0
         and x_TE.is_contiguous()
         and multiplies_natively(x_TE)
         and head_dim % width == 0
@@ -116,13 +123,13 @@ def stack_runs_on(x_TE: Tensor, stack: Stack) -> bool:
         and set(map(attrgetter("dtype"), weights)) == {torch.float32}
         and all(map(attrgetter("is_cpu"), weights))
         and all(map(Tensor.is_contiguous, weights))
-        and len(weights[6]) % width == 0
-        and list(map(attrgetter("shape"), weights)) == _shapes(x_TE.shape[1], stack)
+        and stack.widths[2] % width == 0
+        and all(map(eq, map(attrgetter("shape"), weights), _shapes(x_TE.shape[1], stack)))
     )
 
 
 def _shapes(hidden: int, stack: Stack) -> list[tuple[int, ...]]:
-    queries, keys, width = (len(stack.weights[i]) for i in (1, 2, 6))
+    queries, keys, width = stack.widths
     attention = [(hidden,), (queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)]
     feed_forward = [(hidden,), (width, hidden), (width, hidden), (hidden, width)]
     last_norm = [(hidden,)] if stack.ends_in_norm else []
@@ -153,21 +160,23 @@ def transformer_stack(
     """
     keys, values = ([tensors[layer] for layer in stack.layers] for tensors in (place.keys, place.values))
     (tokens, hidden), (num_key_heads, head_dim) = x_TE.shape, keys[0].shape[1:]
-    q_width, k_width, width = (len(stack.weights[i]) for i in (1, 2, 6))
+    q_width, k_width, width = stack.widths
     assert head_dim == stack.head_dim
     assert k_width == num_key_heads * head_dim
     assert q_width % k_width == 0
     assert cos_T1D.shape == sin_T1D.shape == (tokens, 1, head_dim)
-    assert {x.dtype for x in (cos_T1D, sin_T1D, *keys, *values)} == {torch.float32}
-    assert all(x.is_contiguous() for x in (cos_T1D, sin_T1D, *keys, *values))
-    assert {x.shape for x in (*keys, *values)} == {keys[0].shape}
-    assert len(place.slots_T) == tokens
+    floats = (cos_T1D, sin_T1D, *keys, *values)
+    assert set(map(attrgetter("dtype"), floats)) == {torch.float32}
+    assert all(map(Tensor.is_contiguous, floats))
+    assert all(map(eq, map(attrgetter("shape"), floats[2:]), repeat(keys[0].shape)))
+    assert place.slots_T.shape[0] == tokens
     layout, wanted = place.layout, place.wanted if stack.ends_in_norm else None
     rows_W, sequences_N4 = (
         (place.slots_T, layout.sequences_N4) if wanted is None else (wanted.rows_W, wanted.sequences_N4)
     )
+    num_wanted, num_sequences = rows_W.shape[0], sequences_N4.shape[0]
     workspace = place.workspace.of(tokens * (3 * (hidden + q_width + k_width + width) + 2 * head_dim))
-    out_WE = torch.empty(len(rows_W), hidden, dtype=torch.float32, device=x_TE.device)
+    out_WE = torch.empty(num_wanted, hidden, dtype=torch.float32, device=x_TE.device)
     kernels.native().transformer_stack(
         instruction_set or kernels.instruction_set(),
         (tokens, hidden, q_width // head_dim, num_key_heads, head_dim, width),
@@ -180,12 +189,12 @@ def transformer_stack(
         ),
         (
             layout.sequences_N4.data_ptr(),
-            len(layout.sequences_N4),
+            layout.sequences_N4.shape[0],
             layout.tables.data_ptr(),
             layout.block_size,
             place.slots_T.data_ptr(),
         ),
-        (rows_W.data_ptr(), len(rows_W), sequences_N4.data_ptr(), len(sequences_N4)),
+        (rows_W.data_ptr(), num_wanted, sequences_N4.data_ptr(), num_sequences),
         x_TE.data_ptr(),
         cos_T1D.data_ptr(),
         sin_T1D.data_ptr(),

@@ -87,7 +87,7 @@ class BlockStack:
             or list(map(type, self._modules)) != self._kinds
             or any(self._hooks)
             or any(any(map(contains, self._attributes, repeat(way))) for way in OWN_WAYS)
-            or list(chain.from_iterable(self._parameters)) != self._names
+            or sum(map(len, self._parameters)) != len(self._with_weight)
             or any(map(is_not, map(attrgetter("bias"), self._projections), repeat(None)))
         ):
             return None
@@ -97,7 +97,8 @@ class BlockStack:
         if len(set(head_dims)) != 1:
             return None
         epsilons = list(map(attrgetter("eps"), self._norms))
-        return Stack(_values(self._parameters), epsilons, layers, scales, head_dims[0])
+        weights: list[Any] = list(map(dict.get, self._with_weight, repeat("weight")))
+        return Stack(weights, epsilons, layers, scales, head_dims[0])
 
     def _list_parts(self, blocks: list[nn.Module], norms: list[nn.Module]) -> None:
         """Make the lists of what each step looks at."""
@@ -108,14 +109,18 @@ class BlockStack:
         self._kinds = [*self._parts.values()] * len(blocks) + [RMSNorm] * len(norms)
         self._attributes = [module.__dict__ for module in self._modules]
         self._hooks = [hooks for m in self._modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self._children_of = [module._modules for module in self._modules]
+        self._children_of = [module._modules for module in self._modules if module._modules]
         self._children = _values(self._children_of)
-        self._parameters = [module._parameters for module in self._modules]
         self._norms, self._projections = (
             [m for m, its_kind in zip(self._modules, self._kinds, strict=False) if its_kind is kind]
             for kind in (RMSNorm, Linear)
         )
-        self._names = ["weight"] * (len(self._norms) + len(self._projections))
+        self._parameters = [module._parameters for module in self._modules]
+        self._with_weight = [
+            parameters
+            for parameters, kind in zip(self._parameters, self._kinds, strict=False)
+            if kind in (RMSNorm, Linear)
+        ]
         self._attentions = [module for part in paths_and_modules for path, module in part if path == "self_attn"]
 
 

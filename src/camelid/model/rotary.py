@@ -8,7 +8,7 @@ Shape suffixes: T tokens, N heads (of queries, of keys, or both), D head dimensi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 
@@ -58,27 +58,37 @@ class RotaryEmbedding:
         head_dim: dimensions of a head (even).
     """
 
+    rotation: ClassVar[type[Rotation]] = Rotation
+
     def __init__(self, parameters: RopeParameters, head_dim: int) -> None:
-        self._frequencies = parameters.frequencies(head_dim)
-        self._amplitude = parameters.amplitude
+        frequencies, amplitude = parameters.frequencies(head_dim), parameters.amplitude
+        amplitudes = torch.full_like(frequencies, amplitude)
+        self._amplitude = amplitude
+        # Each at both of a pair's places: in a decoding step, operations cost more than what they compute.
+        self._frequencies_D = self.in_pairs(frequencies, frequencies)
+        self._signs_D = self.in_pairs(-amplitudes, amplitudes)
+
+    @staticmethod
+    def in_pairs(first: Tensor, second: Tensor) -> Tensor:
+        """Numbers for the first and for the second place of each pair: [D]."""
+        return torch.cat((first, second))
 
     def __call__(self, positions_T: Tensor) -> Rotation:
         """The rotation of tokens at these positions."""
-        cos, sin = self._cos_and_sin(positions_T)
-        return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
-
-    def _cos_and_sin(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Of every pair's angle: fp32 [T, 1, D/2] each."""
-        if self._frequencies.device != positions_T.device:
-            self._frequencies = self._frequencies.to(positions_T.device)
-        angles = positions_T[:, None, None].float() * self._frequencies
-        return angles.cos() * self._amplitude, angles.sin() * self._amplitude
+        if self._frequencies_D.device != positions_T.device:
+            self._frequencies_D = self._frequencies_D.to(positions_T.device)
+            self._signs_D = self._signs_D.to(positions_T.device)
+        angles_T1D = positions_T[:, None, None].float() * self._frequencies_D
+        cos_T1D, sin_T1D = angles_T1D.cos(), angles_T1D.sin() * self._signs_D
+        return self.rotation(cos_T1D if self._amplitude == 1 else cos_T1D * self._amplitude, sin_T1D)
 
 
 class AdjacentRotaryEmbedding(RotaryEmbedding):
     """The angles of positions for heads whose pairs are (2i, 2i + 1)."""
 
-    def __call__(self, positions_T: Tensor) -> AdjacentRotation:
-        """The rotation of tokens at these positions."""
-        cos, sin = self._cos_and_sin(positions_T)
-        return AdjacentRotation(cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2))
+    rotation = AdjacentRotation
+
+    @staticmethod
+    def in_pairs(first: Tensor, second: Tensor) -> Tensor:
+        """Numbers for the first and for the second place of each pair: [D]."""
+        return torch.stack((first, second), -1).flatten()
