@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from types import MethodType
 
@@ -11,15 +12,18 @@ import torch
 from mllama_pair import IMAGE, TEXT, VISION
 from stack_steps import Calls, ModuleByModule, equal, needs_kernels, new_model, step
 from torch import nn
+from torch.nn.modules import module as all_modules
 from torch.nn.utils import parametrize
 
 from camelid.codecs import FORMATS
 from camelid.engine.engine import Engine
 from camelid.engine.params import SamplingParams
+from camelid.model import block_stack
 from camelid.model.layers import FeedForward, RMSNorm
 from camelid.model.llama import Llama, TransformerBlock
 from camelid.model.lora import LoraAdapter, LoraConfig
 from camelid.model.mllama import Mllama, MllamaConfig
+from camelid.model.rotary import AdjacentRotaryEmbedding
 
 pytestmark = needs_kernels
 
@@ -188,6 +192,58 @@ def test_hooks_of_every_module_are_called_while_they_are_there(path: str, kind: 
     hook.remove()
     assert equal(before, step(model, SPANS))
     assert calls.taken() == 1
+
+
+@pytest.mark.parametrize("kind", ["register_module_forward_hook", "register_module_forward_pre_hook"])
+def test_hooks_of_all_modules_at_once_are_called(kind: str, calls: Calls) -> None:
+    model, seen = new_model(), []
+    before = step(model, SPANS)
+    assert calls.taken() == 1
+
+    hook = getattr(all_modules, kind)(lambda module, *_: seen.append(module))
+    try:
+        hooked = step(model, SPANS)
+    finally:
+        hook.remove()
+
+    assert calls.taken() == 0
+    assert set(seen) >= {module for layer in model.model.layers for module in layer.modules()}
+    assert equal(before, hooked)
+
+
+def test_another_rotation_takes_effect(calls: Calls) -> None:
+    model = new_model()
+    before = step(model, SPANS)
+    model.model.rotary = AdjacentRotaryEmbedding(model.config.rope_parameters, model.config.head_dim)
+    calls.taken()
+
+    after = step(model, SPANS)
+
+    assert calls.taken() == 0
+    assert equal(after, step(model, SPANS, context_class=ModuleByModule))
+    assert not equal(after, before)
+
+
+def test_a_step_of_another_thread_sees_new_blocks_while_they_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = new_model()
+    step(model, SPANS)
+    exchange_two_blocks(model)
+    beside: list[list[torch.Tensor]] = []
+
+    class SlowlyListed(block_stack._Listed):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if not beside and threading.current_thread() is threading.main_thread():
+                thread = threading.Thread(target=lambda: beside.append(step(model, SPANS)))
+                thread.start()
+                thread.join()
+
+    monkeypatch.setattr(block_stack, "_Listed", SlowlyListed)
+    found = step(model, SPANS)
+
+    expected = step(model, SPANS, context_class=ModuleByModule)
+    assert equal(found, expected)
+    assert equal(beside[0], expected)
 
 
 def test_an_adapter_s_hook_counts_for_its_steps(calls: Calls) -> None:

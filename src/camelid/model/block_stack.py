@@ -17,7 +17,8 @@ import torch
 
 from camelid.kernels.stack import Stack, stack_runs_on, transformer_stack
 from camelid.model.layers import RMSNorm
-from camelid.model.linear import Linear
+from camelid.model.linear import Linear, has_hooks_for_all
+from camelid.model.rotary import Rotation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from camelid.model.attention import AttentionContext
-    from camelid.model.rotary import Rotation
 
 OWN_WAYS = ("forward", "_compiled_call_impl")
 """Attributes by which a module is called otherwise than its class says."""
@@ -42,7 +42,8 @@ class BlockStack:
 
     def __init__(self, parts: Mapping[str, type[nn.Module]]) -> None:
         self._parts = parts
-        self._list_parts([], [])
+        self._listed = _Listed(parts, [], [])
+        """Made and replaced as a whole: several threads may step one model."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a model watches its own modules."""
@@ -68,7 +69,9 @@ class BlockStack:
         Returns:
             [T, E] without a norm; with one [W, E], of the tokens that the context wants.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or has_hooks_for_all():
+            return None
+        if type(rotation) is not Rotation:  # others turn other pairs
             return None
         place = context.paged_place()
         if place is None:
@@ -80,8 +83,39 @@ class BlockStack:
 
     def _stack(self, blocks: list[nn.Module], norms: list[nn.Module]) -> Stack | None:
         """The blocks' weights and numbers, unless there is more to the modules."""
-        if blocks + norms != self._roots or _values(self._children_of) != self._children:
-            self._list_parts(blocks, norms)
+        listed = self._listed
+        if blocks + norms != listed.roots or _values(listed.children_of) != listed.children:
+            self._listed = listed = _Listed(self._parts, blocks, norms)
+        return listed.stack()
+
+
+class _Listed:
+    """The lists of what each step looks at."""
+
+    def __init__(self, parts: Mapping[str, type[nn.Module]], blocks: list[nn.Module], norms: list[nn.Module]) -> None:
+        paths_and_modules = [list(block.named_modules()) for block in blocks]
+        self.roots = blocks + norms
+        self._are_in_order = all([path for path, _ in part] == list(parts) for part in paths_and_modules)
+        self._modules = [module for part in paths_and_modules for _, module in part] + norms
+        self._kinds = [*parts.values()] * len(blocks) + [RMSNorm] * len(norms)
+        self._attributes = [module.__dict__ for module in self._modules]
+        self._hooks = [hooks for m in self._modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self.children_of = [module._modules for module in self._modules if module._modules]
+        self.children = _values(self.children_of)
+        self._norms, self._projections = (
+            [m for m, its_kind in zip(self._modules, self._kinds, strict=False) if its_kind is kind]
+            for kind in (RMSNorm, Linear)
+        )
+        self._parameters = [module._parameters for module in self._modules]
+        self._with_weight = [
+            parameters
+            for parameters, kind in zip(self._parameters, self._kinds, strict=False)
+            if kind in (RMSNorm, Linear)
+        ]
+        self._attentions = [module for part in paths_and_modules for path, module in part if path == "self_attn"]
+
+    def stack(self) -> Stack | None:
+        """The weights and numbers as they are now, unless there is more to the modules."""
         if (
             not self._are_in_order
             or list(map(type, self._modules)) != self._kinds
@@ -99,29 +133,6 @@ class BlockStack:
         epsilons = list(map(attrgetter("eps"), self._norms))
         weights: list[Any] = list(map(dict.get, self._with_weight, repeat("weight")))
         return Stack(weights, epsilons, layers, scales, head_dims[0])
-
-    def _list_parts(self, blocks: list[nn.Module], norms: list[nn.Module]) -> None:
-        """Make the lists of what each step looks at."""
-        paths_and_modules = [list(block.named_modules()) for block in blocks]
-        self._roots = blocks + norms
-        self._are_in_order = all([path for path, _ in part] == list(self._parts) for part in paths_and_modules)
-        self._modules = [module for part in paths_and_modules for _, module in part] + norms
-        self._kinds = [*self._parts.values()] * len(blocks) + [RMSNorm] * len(norms)
-        self._attributes = [module.__dict__ for module in self._modules]
-        self._hooks = [hooks for m in self._modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self._children_of = [module._modules for module in self._modules if module._modules]
-        self._children = _values(self._children_of)
-        self._norms, self._projections = (
-            [m for m, its_kind in zip(self._modules, self._kinds, strict=False) if its_kind is kind]
-            for kind in (RMSNorm, Linear)
-        )
-        self._parameters = [module._parameters for module in self._modules]
-        self._with_weight = [
-            parameters
-            for parameters, kind in zip(self._parameters, self._kinds, strict=False)
-            if kind in (RMSNorm, Linear)
-        ]
-        self._attentions = [module for part in paths_and_modules for path, module in part if path == "self_attn"]
 
 
 def _values(dicts: Iterable[dict[str, Any]]) -> list[Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules import module as all_modules
 
 from camelid.base.errors import FormatError
 from camelid.codecs import codec_of
@@ -169,10 +170,15 @@ def _in_one_pass(x_TI: Tensor, projections: Sequence[Linear]) -> bool:
     """Whether nothing but native products happens in these: dense weights, no gradients and no adapters' hooks."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not x_TI.numel():
         return False
-    if not all(_is_plain(p) for p in projections):
+    if has_hooks_for_all() or not all(_is_plain(p) for p in projections):
         return False
     weights = [p.weight for p in projections if p.weight is not None and p.weight.numel()]
     return len(weights) == len(projections) and multiplies_natively(x_TI, *weights)
+
+
+def has_hooks_for_all() -> bool:
+    """Whether somebody watches or changes what any module at all computes, as profilers do."""
+    return bool(all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks)
 
 
 def _is_plain(projection: Linear) -> bool:
