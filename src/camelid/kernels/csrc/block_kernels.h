@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace camelid {
 
@@ -36,5 +37,8 @@ extern const InstructionSet kPortable;
 extern const InstructionSet kAvx2;
 extern const InstructionSet kAvx512;
 #endif
+
+// What this processor can run, best first.
+const std::vector<InstructionSet> &instruction_sets();
 
 }  // namespace camelid

@@ -11,6 +11,12 @@
 
 namespace camelid {
 
+// Weight bytes that one thread gets through while another wakes up; less is not worth sharing.
+inline constexpr std::size_t kBytesPerPiece = 64 * 1024;
+
+// Elements that are worth sharing between threads; a multiple of every width_factor.
+inline constexpr std::size_t kElementsPerPiece = 16 * 1024;
+
 class ThreadPool {
 public:
     // The pool of this process; a forked child gets its own, because threads don't survive a fork.
